@@ -1,0 +1,88 @@
+"""What two models' answers on the same images say: intervals, paired differences, a verdict in words."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+Verdict = Literal["better", "no difference shown", "worse"]
+SIGNIFICANCE: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers on a split. correct: bool [images]; loss: float64 [images], cross-entropy in nats."""
+
+    correct: NDArray[np.bool_]
+    loss: NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def mean_loss(self) -> float:
+        return float(self.loss.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy (Wilson 1927)."""
+        return wilson(int(self.correct.sum()), len(self.correct))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against another on the same images: gain in accuracy with its 95 % interval, McNemar's exact p-value."""
+
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.p_value >= SIGNIFICANCE:
+            return "no difference shown"
+        return "better" if self.gain > 0 else "worse"
+
+
+def answers(log_probabilities: Tensor, labels: Tensor) -> Answers:
+    """log_probabilities: float32 [images, classes]; labels: int64 [images]. An answer that is not finite is wrong."""
+    finite = log_probabilities.isfinite().all(dim=1)
+    correct = (log_probabilities.argmax(dim=1) == labels) & finite
+    loss = -log_probabilities.gather(1, labels[:, None])[:, 0].double()
+    return Answers(correct.numpy(), loss.where(finite, float("inf")).numpy())
+
+
+def pool(first: Answers, second: Answers) -> Answers:
+    """The answers on two splits as on one."""
+    return Answers(np.concatenate([first.correct, second.correct]), np.concatenate([first.loss, second.loss]))
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927)."""
+    interval = stats.binomtest(correct, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def compare(model: Answers, reference: Answers) -> Comparison:
+    """McNemar's exact test on the images where the two differ; the interval is Student's on the paired differences."""
+    difference = model.correct.astype(np.int64) - reference.correct
+    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
+    gain = float(difference.mean())
+    if wins + losses == 0:
+        return Comparison(0.0, (0.0, 0.0), 1.0)
+    if np.ptp(difference) == 0:  # every single image differs: no spread to estimate an interval from
+        return Comparison(gain, (gain, gain), float(stats.binomtest(wins, wins + losses).pvalue))
+    interval = stats.ttest_1samp(difference, 0).confidence_interval()
+    return Comparison(
+        gain, (float(interval.low), float(interval.high)), float(stats.binomtest(wins, wins + losses).pvalue)
+    )
+
+
+def clearly_lower_loss(challenger: Answers, standing: Answers) -> bool:
+    """Whether the challenger's mean loss is lower by more than one standard error of the paired difference."""
+    difference = standing.loss - challenger.loss
+    return bool(np.isfinite(difference).all() and difference.mean() > stats.sem(difference))

@@ -1,0 +1,205 @@
+"""Recipes -> scores on a device, spread over processes by Accelerate; BatchNorm calibration."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from hfmega.compare import answers
+from hfmega.data import Dataset, Split, load_split, rows_of
+from hfmega.hub import Checkpoint
+from hfmega.models import build
+from hfmega.recipe import Recipe, Sources
+from hfmega.weights import check_mergeable, load_weights, mix
+
+# Measured fastest (CPU) or large enough to fill the device. Not probed by time: the batch size moves the last bits of a
+# forward pass, and a result must not depend on how busy the machine was.
+BATCH_SIZE: Final = {"cpu": 128, "cuda": 1024}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a split says of an individual: `correct` of `total` images, mean cross-entropy `loss` in nats."""
+
+    correct: int
+    total: int
+    loss: float
+    exact: bool = True
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+class Evaluator:
+    """One network on one device whose weights are views of a flat vector that recipes are materialized into.
+
+    Scores do not depend on how many processes share the work: each individual is evaluated whole by one of them.
+    """
+
+    def __init__(self, config: dict[str, Any], sources: Sources, calibration: Split | None) -> None:
+        self.state = PartialState()
+        self.sources = sources
+        self.images_seen = 0
+        self.on_scored: Callable[[int], None] = lambda count: None
+        self._calibration = calibration
+        self._flat = torch.empty(sources.layout.size, device=sources.device)
+        self._model = attach(build(config).to(sources.device), sources, self._flat)
+        self._norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        preprocessing = resolve_data_config({}, pretrained_cfg=config.get("pretrained_cfg", {}))
+        self._mean = torch.tensor(preprocessing["mean"], device=sources.device).view(1, -1, 1, 1) * 255
+        self._std = torch.tensor(preprocessing["std"], device=sources.device).view(1, -1, 1, 1) * 255
+        self._batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
+        self._scores: dict[tuple[Recipe, str], Score] = {}
+        self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def can_calibrate(self) -> bool:
+        """Whether the network has BatchNorm statistics and there are images to re-estimate them from."""
+        return bool(self._norms) and self._calibration is not None
+
+    def scores(self, recipes: Sequence[Recipe], split: Split) -> list[Score]:
+        """The score of each recipe; one already known is not computed again."""
+        unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._scores]
+        for recipe, score in zip(unknown, self._spread(lambda r: self._score(r, split), unknown), strict=True):
+            self.remember(recipe, split, score)
+        return [self._scores[recipe, split.fingerprint] for recipe in recipes]
+
+    def remember(self, recipe: Recipe, split: Split, score: Score) -> None:
+        """Take a score that an earlier run computed."""
+        self._scores[recipe, split.fingerprint] = score
+
+    def predictions(self, recipes: Sequence[Recipe], split: Split) -> list[Tensor]:
+        """Per recipe the log-probabilities: float32 [images, classes], on the CPU."""
+        return self._spread(lambda r: self.predict(r, split), recipes)
+
+    def statistics(self, recipe: Recipe) -> dict[str, Tensor]:
+        """The BatchNorm statistics that calibration gives a recipe, by tensor name; empty if it asks for none."""
+        self._prepare(recipe)
+        if not (recipe.calibrate and self.can_calibrate):
+            return {}
+        state = self._model.state_dict()
+        return {name: state[name].clone().cpu() for name in state if name.endswith(("running_mean", "running_var"))}
+
+    def _spread(self, work: Callable[[Recipe], T], recipes: Sequence[Recipe]) -> list[T]:
+        """work(recipe) for each recipe, every n-th in each of n processes; the same list in all of them."""
+        rank, processes = self.state.process_index, self.state.num_processes
+        before = self.images_seen
+        mine = [(i, work(recipes[i])) for i in range(rank, len(recipes), processes)]
+        if processes == 1:
+            return [result for _, result in mine]
+        everyone = gather_object([(mine, self.images_seen - before)])
+        self.images_seen = before + sum(seen for _, seen in everyone)
+        done = dict(pair for results, _ in everyone for pair in results)
+        return [done[i] for i in range(len(recipes))]
+
+    def _score(self, recipe: Recipe, split: Split) -> Score:
+        self._prepare(recipe)
+        correct = torch.zeros((), dtype=torch.int64, device=self.sources.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.sources.device)
+        images, labels = self._resident(split)
+        for x, y in zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True):
+            log_probabilities = self._forward(x)
+            correct += (log_probabilities.argmax(dim=1) == y).sum()
+            loss += nn.functional.nll_loss(log_probabilities, y, reduction="sum").double()
+        self.on_scored(self.state.num_processes)
+        if not torch.isfinite(loss):  # a candidate with NaN or Inf is the worst, never the best
+            return Score(0, len(split), float("inf"))
+        return Score(int(correct), len(split), float(loss) / len(split))
+
+    def predict(self, recipe: Recipe, split: Split) -> Tensor:
+        """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU."""
+        self._prepare(recipe)
+        images, _ = self._resident(split)
+        return torch.cat([self._forward(x).cpu() for x in images.split(self._batch_size)])
+
+    @torch.inference_mode()
+    def _forward(self, images: Tensor) -> Tensor:
+        """uint8 images -> log-probabilities, float32 [images, classes]."""
+        self.images_seen += len(images)
+        x = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        return self._model(x).float().log_softmax(dim=1)  # type: ignore[no-any-return]
+
+    def _resident(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The split on the device, moved there once."""
+        if split.fingerprint not in self._on_device:
+            self._on_device[split.fingerprint] = split.images.to(self.sources.device), split.labels.to(self.sources.device)
+        return self._on_device[split.fingerprint]
+
+    def _prepare(self, recipe: Recipe) -> None:
+        """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that."""
+        self.sources.materialize(recipe, self._flat)
+        if recipe.calibrate and self.can_calibrate:
+            assert self._calibration is not None
+            self._calibrate(self._calibration)
+
+    def _calibrate(self, split: Split) -> None:
+        """Statistics as exact averages over the calibration images, each image with the same weight.
+
+        Not a moving average: the momentum of each batch is its share of the images seen so far.
+        """
+        for norm in self._norms:
+            norm.train()
+        seen = 0
+        for images in self._resident(split)[0].split(self._batch_size):
+            seen += len(images)
+            for norm in self._norms:
+                norm.momentum = len(images) / seen
+            self._forward(images)
+        for norm in self._norms:
+            norm.eval()
+        self.sources.settle(self._flat)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `hfmega evaluate` reports of a checkpoint on a split. loss in nats; per_class: class name to accuracy."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float
+    correct: int
+    total: int
+    split: str
+    per_class: dict[str, float]
+
+
+def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.device) -> Tensor:
+    """A checkpoint's log-probabilities: float32 [images, classes], on the CPU."""
+    states = [load_weights(checkpoint)]
+    check_mergeable([checkpoint], states)
+    evaluator = Evaluator(checkpoint.config, mix([checkpoint], states, device), calibration=None)
+    return evaluator.predict(Recipe((1.0,)), split)
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> Evaluation:
+    """A checkpoint on a slice of a dataset. Raises HfmegaError for anything that does not fit."""
+    split = load_split(dataset, rows_of(dataset, spec), checkpoint.config, spec)
+    judged = answers(predict_checkpoint(checkpoint, split, PartialState().device), split.labels)
+    names = checkpoint.config.get("label_names") or dataset.classes
+    classes = split.labels.unique().tolist()
+    return Evaluation(
+        accuracy=judged.accuracy,
+        interval=judged.interval,
+        loss=judged.mean_loss,
+        correct=int(judged.correct.sum()),
+        total=len(split),
+        split=spec,
+        per_class={str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean()) for c in classes},
+    )
+
+
+def attach(model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:
+    """Make the float tensors of a network views of a flat vector, float32 [layout.size]."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, view in sources.layout.views(flat).items():
+        tensors[name].data = view
+        tensors[name].requires_grad_(False)
+    return model.eval()

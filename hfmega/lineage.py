@@ -1,0 +1,216 @@
+"""`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
+
+from hfmega import HfmegaError, hub
+from hfmega.compare import Verdict
+from hfmega.hub import Checkpoint
+from hfmega.recipe import Recipe
+from hfmega.run import WORK
+from hfmega.search import Generation
+from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
+
+FORMAT_VERSION: Final = 1
+
+
+Interval = tuple[float, float]
+Kind = Literal["source", "calibrated source", "average", "ensemble"]
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """A leaf. A Hub source has `repo_id` and `revision` (commit sha), a local one `path` (its folder's name)."""
+
+    name: str
+    repo_id: str | None
+    path: str | None
+    revision: str | None
+    sha256: str
+    seed: int | None
+    license: str | None
+    accuracy: float
+    calibrated_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class NodeEntry:
+    """One merge of the tree. fitness: accuracy on the fitness images that steered the search; accuracy: on test."""
+
+    name: str
+    inputs: tuple[str, ...]
+    recipe: Recipe
+    fitness: float
+    accuracy: float
+    history: tuple[Generation, ...]
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """Which images had a purpose: `images` of the slice `slice`, with a fingerprint of their bytes and labels."""
+
+    slice: str
+    images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """The dataset at a commit, and its splits: search, confirm, calibration, test."""
+
+    id: str
+    revision: str | None
+    splits: dict[str, SplitEntry]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that the merge is shown against, on the same test images."""
+
+    name: str
+    kind: Kind
+    accuracy: float
+    interval: Interval
+    loss: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of the run-off: mean loss and accuracy on the images that it was judged on."""
+
+    name: str
+    images: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The merged model on the test split, and against the best reference that is one model."""
+
+    sha256: str
+    accuracy: float
+    interval: Interval
+    loss: float
+    correct: int
+    total: int
+    chosen: str
+    best_reference: str
+    gain: float
+    gain_interval: Interval
+    p_value: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Everything that is needed to make a merge again and to judge it. No path of a machine, no token."""
+
+    format_version: int
+    hfmega_version: str
+    architecture: str
+    sources: tuple[SourceEntry, ...]
+    nodes: tuple[NodeEntry, ...]
+    recipe: Recipe
+    settings: dict[str, Any]
+    data: DataEntry
+    environment: dict[str, Any]
+    references: tuple[Reference, ...]
+    candidates: tuple[Candidate, ...]
+    result: Result
+    forward_passes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    leak: str | None = None
+
+
+_SCHEMA: Final = TypeAdapter(Lineage)
+
+
+def read(path: Path) -> Lineage:
+    """Read a lineage. Raises HfmegaError when it is missing, malformed, or of another format version."""
+    try:
+        lineage = _SCHEMA.validate_json(path.read_bytes())
+    except OSError as error:
+        raise HfmegaError(f"{path.parent} has no readable {path.name}: it is not a merge of hfmega.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its top level"
+        raise HfmegaError(f"{path} is not a lineage: {first['msg']} (at {where}).") from error
+    if lineage.format_version != FORMAT_VERSION:
+        raise HfmegaError(f"{path} has lineage format {lineage.format_version}, this hfmega reads {FORMAT_VERSION}.")
+    return lineage
+
+
+def write(lineage: Lineage, path: Path) -> None:
+    """Write a lineage as JSON."""
+    path.write_bytes(_SCHEMA.dump_json(lineage, indent=2) + b"\n")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The hash of the weights that were rebuilt, and of those that the lineage promises."""
+
+    sha256: str
+    expected: str
+
+    @property
+    def equal(self) -> bool:
+        return self.sha256 == self.expected
+
+
+def replay(merge: str, places: Path | None = None, output: Path | None = None, token: str | None = None) -> Replay:
+    """Rebuild a merge (folder or Hub id) from its lineage and its pinned sources alone, and compare the hash.
+
+    places: where local sources lie, found by hash; output: a folder for the rebuilt weights.
+    Raises HfmegaError when the lineage cannot be read or a source cannot be had.
+    """
+    folder = hub.pull_merge(merge, token)
+    lineage = read(folder / hub.LINEAGE)
+    checkpoints = [find_source(entry, folder, places, token) for entry in lineage.sources]
+    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    check_mergeable(checkpoints, states)
+    statistics = folder / hub.STATISTICS
+    state = rebuild(
+        mix(checkpoints, states), lineage.recipe, load_file(statistics) if statistics.exists() else {}
+    )
+    with TemporaryDirectory() as scratch:
+        target = Path(output or scratch)
+        target.mkdir(parents=True, exist_ok=True)
+        return Replay(save_weights(state, target / hub.WEIGHTS), lineage.result.sha256)
+
+
+def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: str | None) -> Checkpoint:
+    """The checkpoint of a lineage entry: from the Hub at its commit, else where it lay, else under `places` by hash."""
+    if entry.repo_id:
+        checkpoint = hub.pull(f"{entry.repo_id}@{entry.revision}", token)
+        if checkpoint.sha256 != entry.sha256:
+            raise HfmegaError(f"{entry.name} is not what was merged: its weights have sha256 {checkpoint.sha256[:12]}, not {entry.sha256[:12]}.")
+        return checkpoint
+    remembered = read_places(folder).get(entry.sha256)
+    nearby = [path.parent for path in sorted(places.rglob(hub.WEIGHTS))] if places else []
+    for place in ([Path(remembered)] if remembered else []) + nearby:
+        weights = place / hub.WEIGHTS
+        if weights.is_file() and hub.sha256_of(weights) == entry.sha256:
+            return hub.pull(str(place))
+    raise HfmegaError(f"the local source {entry.name} (sha256 {entry.sha256[:12]}) was not found: say where it lies with --sources DIR.")
+
+
+def read_places(folder: Path) -> dict[str, str]:
+    """Where the local sources of a merge lay on this machine: sha256 to folder."""
+    path = folder / WORK / "places.json"
+    return TypeAdapter(dict[str, str]).validate_json(path.read_bytes()) if path.is_file() else {}
+
+
+def write_places(folder: Path, checkpoints: Sequence[Checkpoint], dataset: str | None) -> None:
+    """Remember where the local sources (and a local dataset, under its own name) lie on this machine."""
+    places = {c.sha256: str(c.folder) for c in checkpoints if c.repo_id is None}
+    if dataset and Path(dataset).is_dir():
+        places["dataset"] = str(Path(dataset).resolve())
+    (folder / WORK / "places.json").write_bytes(TypeAdapter(dict[str, str]).dump_json(places, indent=2))

@@ -1,0 +1,316 @@
+"""The main job: several checkpoints in, one honest and replayable checkpoint out."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+
+from hfmega import HfmegaError, __version__, card, hub, lineage, run
+from hfmega.choose import Chosen, calibration_pays, ensembles, judge, reference, rivals, run_off
+from hfmega.compare import answers
+from hfmega.data import Dataset, Split, label_order, load_split, open_dataset
+from hfmega.evaluate import Evaluator, Score, predict_checkpoint
+from hfmega.hub import Checkpoint
+from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
+from hfmega.output import Output
+from hfmega.recipe import Recipe
+from hfmega.search import Searcher
+from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings, MeGA
+from hfmega.splits import SplitPlan, SplitRequest, plan_splits
+from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
+
+DEFAULT_DATASET: Final = "uoft-cs/cifar10"
+SCORES: Final = TypeAdapter(list[list[Score]])
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What `--preset` stands for. calibrate None: decided on the fitness images. confirm_share 0: no run-off."""
+
+    search: GASettings
+    calibrate: bool | None
+    confirm_share: float
+
+
+PRESETS: Final = {
+    "default": Preset(DEFAULT, None, 0.4),
+    "paper": Preset(PAPER, False, 0.0),
+    "author": Preset(AUTHOR, False, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Everything that a merge depends on, but the machine."""
+
+    sources: tuple[str, ...]
+    output: Path
+    dataset: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    splits: SplitRequest = field(default_factory=SplitRequest)
+    preset: str = "default"
+    search: GASettings = DEFAULT
+    calibrate: bool | None = None
+    seed: int = 0
+    overwrite: bool = False
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A merge that has passed every check: sources on this disk, images in memory, a network on the device."""
+
+    settings: MergeSettings
+    checkpoints: tuple[Checkpoint, ...]
+    dataset: Dataset
+    plan: SplitPlan
+    search: Split
+    confirm: Split | None
+    calibration: Split | None
+    test: Split
+    evaluator: Evaluator
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [checkpoint.name for checkpoint in self.checkpoints]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Purpose to images, of those that there are."""
+        every = {"search": self.search, "confirm": self.confirm, "calibration": self.calibration, "test": self.test}
+        return {purpose: split for purpose, split in every.items() if split is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """What an unfinished run must share with this one to be its beginning."""
+        identity = [recorded(self.settings), [c.sha256 for c in self.checkpoints], {p: s.fingerprint for p, s in self.splits.items()}]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def merge(settings: MergeSettings, output: Output) -> Lineage | None:
+    """Pull, check, search, choose, write, report. Returns the lineage in the main process, None in the others.
+
+    Raises HfmegaError for anything that stands in the way; an interrupted search resumes when called again.
+    """
+    run.check_output(settings.output, hub.LINEAGE, settings.overwrite)
+    job = prepare(settings, output)
+    main = job.evaluator.state.is_main_process
+    with run.open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
+        started = time.monotonic()
+        calibrate = settings.calibrate
+        if calibrate is None:
+            calibrate = calibration_pays(job.evaluator, len(job.names), job.search)
+            output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
+        searcher = MeGA(len(job.names), settings.search, settings.seed, calibrate)
+        search(searcher, job, output)
+        chosen = run_off(searcher, job.evaluator, job.names, job.search, job.confirm)
+        cost = {"forward_passes": job.evaluator.images_seen, "seconds": round(time.monotonic() - started, 1)}
+        output.say(f"chosen: {chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once")
+        return report(job, searcher, chosen, cost)
+
+
+def prepare(settings: MergeSettings, output: Output) -> Job:
+    """Everything before the search: pull the sources, check that they can be merged, choose and decode the images."""
+    state = PartialState()
+    checkpoints = []
+    for source in settings.sources:
+        output.say(f"pulling {source}")
+        with state.main_process_first():
+            checkpoints.append(hub.pull(source, settings.token))
+    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    check_mergeable(checkpoints, states)
+    config = checkpoints[0].config
+    with state.main_process_first():
+        dataset = open_dataset(
+            choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
+        )
+    plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits, settings.seed)
+    rows = {"search": plan.search_rows, "confirm": plan.confirm_rows, "calibration": plan.calibration_rows, "test": plan.test_rows}
+    splits = {purpose: load_split(dataset, r, config, purpose) for purpose, r in rows.items() if len(r)}
+    _, label_note = label_order(dataset.classes, config.get("label_names"))
+    notes = (*plan.notes, *([label_note] if label_note else []))
+    for note in (*notes, *([plan.leak] if plan.leak else [])):
+        output.say(note)
+    output.say(
+        f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''}, device {state.device.type}, "
+        f"{torch.get_num_threads()} thread(s) each; {len(splits['search']):,} fitness, {len(plan.confirm_rows):,} confirm, "
+        f"{len(plan.calibration_rows):,} calibration and {len(splits['test']):,} test images"
+    )
+    evaluator = Evaluator(config, mix(checkpoints, states, state.device), splits.get("calibration"))
+    return Job(
+        settings,
+        tuple(checkpoints),
+        dataset,
+        plan,
+        splits["search"],
+        splits.get("confirm"),
+        splits.get("calibration"),
+        splits["test"],
+        evaluator,
+        notes,
+    )
+
+
+def choose_dataset(settings: MergeSettings, checkpoints: list[Checkpoint]) -> str:
+    """The dataset that the user named, else the one that the sources' records agree on, else CIFAR-10."""
+    recorded_sets = {c.record["dataset"] for c in checkpoints if c.record}
+    if settings.dataset:
+        return settings.dataset
+    if len(recorded_sets) > 1:
+        raise HfmegaError(f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset.")
+    return recorded_sets.pop() if recorded_sets else DEFAULT_DATASET
+
+
+def search(searcher: Searcher, job: Job, output: Output) -> None:
+    """Ask, evaluate, tell, record, until done. Scores on disk are told again instead of computed again."""
+    evaluator, settings = job.evaluator, job.settings.search
+    record = job.settings.output / run.WORK / "scores.json"
+    scores = saved_scores(record, evaluator.state)
+    for known in scores:
+        for recipe, score in zip(searcher.ask(), known, strict=True):
+            evaluator.remember(recipe, job.search, score)
+        searcher.tell(known)
+    if scores:
+        output.say(f"resuming after generation {len(scores)} of {settings.generations}")
+    with output.progress("search", settings.generations * settings.population, "individuals") as bar:
+        bar.advance(len(scores) * settings.population)
+        evaluator.on_scored = bar.advance
+        while not searcher.done:
+            before, started = evaluator.images_seen, time.monotonic()
+            scores.append(evaluator.scores(searcher.ask(), job.search))
+            searcher.tell(scores[-1])
+            if evaluator.state.is_main_process:
+                run.write_atomically(record, SCORES.dump_json(scores))
+            newest, speed = searcher.history[-1], (evaluator.images_seen - before) / (time.monotonic() - started)
+            bar.line(
+                f"generation {len(scores)}/{settings.generations}: best {newest.best:.4f}, mean {newest.mean:.4f}, "
+                f"{speed:,.0f} images/s"
+            )
+
+
+def saved_scores(record: Path, state: PartialState) -> list[list[Score]]:
+    """The scores of an unfinished run, read by the main process and given to all."""
+    scores: list[Any] = [SCORES.validate_json(record.read_bytes()) if state.is_main_process and record.exists() else []]
+    if state.num_processes > 1:
+        broadcast_object_list(scores)
+    found: list[list[Score]] = scores[0]
+    return found
+
+
+def report(job: Job, searcher: Searcher, chosen: Chosen, cost: dict[str, Any]) -> Lineage | None:
+    """Read the test images once, for the merged model and all that it is shown against; write folder, card, lineage."""
+    evaluator, folder = job.evaluator, job.settings.output
+    single = rivals(job.names, chosen.recipe.calibrate, evaluator.can_calibrate)
+    predictions = evaluator.predictions([rival.recipe for rival in single], job.test)
+    fitness = evaluator.scores([chosen.recipe], job.search)[0].accuracy
+    if not evaluator.state.is_main_process:
+        return None
+    sha256 = write_model(folder, job, chosen.recipe)
+    # Judged from the folder, by the same steps as `hfmega evaluate`.
+    merged = answers(predict_checkpoint(hub.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
+    judged = [answers(p, job.test.labels) for p in predictions]
+    references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
+    for name, prediction in ensembles(single, predictions):
+        references.append(reference(name, "ensemble", answers(prediction, job.test.labels)))
+    result = judge(sha256, chosen, merged, single, judged)
+    made = Lineage(
+        format_version=lineage.FORMAT_VERSION,
+        hfmega_version=__version__,
+        architecture=job.checkpoints[0].config["architecture"],
+        sources=tuple(source_entry(checkpoint, references) for checkpoint in job.checkpoints),
+        nodes=(
+            NodeEntry("merge", tuple(job.names), chosen.recipe, fitness, result.accuracy, tuple(searcher.history)),
+        ),
+        recipe=chosen.recipe,
+        settings={**recorded(job.settings), "calibrate": chosen.recipe.calibrate},
+        data=data_entry(job),
+        environment=environment(evaluator.state),
+        references=tuple(references),
+        candidates=chosen.candidates,
+        result=result,
+        notes=job.notes,
+        leak=job.plan.leak,
+        **cost,
+    )
+    lineage.write_places(folder, job.checkpoints, job.settings.dataset)
+    card.write(made, job.checkpoints[0].config, folder)
+    lineage.write(made, folder / hub.LINEAGE)
+    run.finish(folder)
+    return made
+
+
+def write_model(folder: Path, job: Job, recipe: Recipe) -> str:
+    """Weights, statistics and config of the merged model; returns the sha256 of the weights."""
+    evaluator = job.evaluator
+    statistics = evaluator.statistics(recipe)
+    if statistics:
+        save_file(statistics, folder / hub.STATISTICS)
+    config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
+    config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
+    (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return save_weights(rebuild(evaluator.sources, recipe, statistics), folder / hub.WEIGHTS)
+
+
+def recorded(settings: MergeSettings) -> dict[str, Any]:
+    """Every constant of a merge, without the places and the token of the machine that made it."""
+    return {
+        "preset": settings.preset,
+        "seed": settings.seed,
+        **asdict(settings.search),
+        "calibrate": settings.calibrate,
+        "confirm_share": settings.splits.confirm_share,
+        "fitness_split": settings.splits.fitness,
+        "calibration_split": settings.splits.calibration,
+        "test_split": settings.splits.test,
+        "allow_leak": settings.splits.allow_leak,
+        "image_column": settings.image_column,
+        "label_column": settings.label_column,
+    }
+
+
+def source_entry(checkpoint: Checkpoint, references: list[Reference]) -> SourceEntry:
+    accuracy = {r.kind: r.accuracy for r in references if r.name.removesuffix(", calibrated") == checkpoint.name}
+    return SourceEntry(
+        name=checkpoint.name,
+        repo_id=checkpoint.repo_id,
+        path=None if checkpoint.repo_id else checkpoint.folder.name,
+        revision=checkpoint.revision,
+        sha256=checkpoint.sha256,
+        seed=(checkpoint.record or {}).get("seed"),
+        license=checkpoint.license,
+        accuracy=accuracy["source"],
+        calibrated_accuracy=accuracy.get("calibrated source"),
+    )
+
+
+def data_entry(job: Job) -> DataEntry:
+    spelled = {"search": job.plan.fitness, "confirm": job.plan.fitness, "calibration": job.plan.calibration, "test": job.plan.test}
+    splits = {p: SplitEntry(spelled[p], len(s), s.fingerprint) for p, s in job.splits.items()}
+    return DataEntry(job.dataset.id, job.dataset.revision, splits)
+
+
+def environment(state: PartialState) -> dict[str, Any]:
+    """Versions, device, processes and threads: what the last bits of a forward pass may depend on."""
+    packages = ("torch", "timm", "numpy", "safetensors", "huggingface_hub", "datasets", "accelerate")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": state.device.type,
+        "num_processes": state.num_processes,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,237 @@
+"""A merge is a recipe, not a tensor: coefficients over the sources plus seeded noise, and how weights come from it.
+
+    theta(recipe) = sum_k c[k] * theta_k + sum_m w[m] * noise(seed_m, rate_m, sigma_m, unit_m)
+
+`Sources.materialize` is the only way to get weights. It multiplies and adds in float32, separately and in a fixed
+order, so the bits are the same on every processor.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfmega import HfmegaError
+from hfmega.rng import normal_table, philox, raw_words
+
+NOISE_CACHE_BYTES: Final = 32 << 20
+SAVED_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One sparse Gaussian mutation: each unit is hit with probability `rate` and gets `weight` * N(0, sigma^2).
+
+    `unit` is `element` (MeGA, Algorithm 1, lines 29 to 33) or `tensor` (the author's program: all of a tensor or none).
+    """
+
+    seed: int
+    rate: float
+    sigma: float
+    unit: Literal["element", "tensor"]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An individual. coefficients: float64 [sources]; `calibrate` says whether BatchNorm statistics are re-estimated."""
+
+    coefficients: tuple[float, ...]
+    noise: tuple[Noise, ...] = ()
+    calibrate: bool = False
+
+
+def source_alone(index: int, sources: int, calibrate: bool = False) -> Recipe:
+    """The recipe of one source as it is."""
+    return Recipe(tuple(float(k == index) for k in range(sources)), calibrate=calibrate)
+
+
+def uniform_average(sources: int, calibrate: bool = False) -> Recipe:
+    """The recipe of the plain average (Wortsman et al. 2022, uniform soup)."""
+    return Recipe((1.0 / sources,) * sources, calibrate=calibrate)
+
+
+def blend(recipes: Sequence[Recipe], shares: Sequence[float]) -> Recipe:
+    """sum_i shares[i] * recipes[i]: exact arithmetic on recipes, since everything in them is linear."""
+    coefficients = tuple(
+        sum(share * recipe.coefficients[k] for share, recipe in zip(shares, recipes, strict=True))
+        for k in range(len(recipes[0].coefficients))
+    )
+    weights: dict[Noise, float] = {}
+    for share, recipe in zip(shares, recipes, strict=True):
+        for term in recipe.noise:
+            unweighted = replace(term, weight=1.0)
+            weights[unweighted] = weights.get(unweighted, 0.0) + share * term.weight
+    noise = tuple(replace(term, weight=weight) for term, weight in weights.items() if weight != 0.0)
+    return Recipe(coefficients, noise, recipes[0].calibrate)
+
+
+def crossover(first: Recipe, second: Recipe, share: float) -> Recipe:
+    """share * first + (1 - share) * second (MeGA, Algorithm 1, line 24)."""
+    return blend([first, second], [share, 1.0 - share])
+
+
+def mutate(recipe: Recipe, noise: Noise) -> Recipe:
+    """The recipe with one more noise term (MeGA, Algorithm 1, line 31)."""
+    return replace(recipe, noise=(*recipe.noise, noise))
+
+
+def centroid(recipes: Sequence[Recipe]) -> Recipe:
+    """The mean of several recipes."""
+    return blend(recipes, [1.0 / len(recipes)] * len(recipes))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a float tensor of the state dict lies in the flat vector: elements [start, stop)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
+    stop: int
+    parameter: bool
+
+    @property
+    def is_variance(self) -> bool:
+        return self.name.endswith("running_var")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The float tensors of a state dict as one flat vector, sorted by name."""
+
+    slots: tuple[Slot, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of floats."""
+        return self.slots[-1].stop if self.slots else 0
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """flat: float32 [size] -> tensor name to a view of it in the tensor's own shape."""
+        return {slot.name: flat[slot.start : slot.stop].view(slot.shape) for slot in self.slots}
+
+
+def layout_of(state: Mapping[str, Tensor], parameters: Collection[str]) -> Layout:
+    """The layout of a state dict; `parameters` are the tensor names that noise may touch.
+
+    Raises HfmegaError for a float type other than float32, float16 and bfloat16.
+    """
+    slots, start = [], 0
+    for name in sorted(state):
+        tensor = state[name]
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype not in SAVED_DTYPES:
+            raise HfmegaError(f"the tensor {name} is {tensor.dtype}: only float32, float16 and bfloat16 can be merged.")
+        stop = start + tensor.numel()
+        slots.append(Slot(name, tuple(tensor.shape), tensor.dtype, start, stop, name in parameters))
+        start = stop
+    return Layout(tuple(slots))
+
+
+def flatten(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
+    """The float tensors of a state dict as float32 [layout.size]."""
+    return torch.cat([state[slot.name].reshape(-1).float() for slot in layout.slots])
+
+
+class Sources:
+    """The checkpoints of a merge, flat on a device, ready to be mixed.
+
+    states: one state dict per source, with equal names, shapes and dtypes. Integer tensors come from the first.
+    """
+
+    def __init__(
+        self, states: Sequence[Mapping[str, Tensor]], parameters: Collection[str], device: torch.device | str = "cpu"
+    ) -> None:
+        self.layout = layout_of(states[0], parameters)
+        self.device = torch.device(device)
+        self.integers = {name: t for name, t in states[0].items() if not t.is_floating_point()}
+        self._flats = [flatten(state, self.layout).to(self.device) for state in states]
+        self._product = torch.empty_like(self._flats[0])
+        self._noise = NoiseCache(self.layout, max(NOISE_CACHE_BYTES, 8 * self.layout.size), self.device)
+
+    def __len__(self) -> int:
+        return len(self._flats)
+
+    def materialize(self, recipe: Recipe, out: Tensor) -> None:
+        """Write theta(recipe) into out: float32 [layout.size], rounded to the dtypes that are saved.
+
+        A source with coefficient zero is left out, so that a source alone comes back bit for bit. Variances are
+        never negative: coefficients outside [0, 1] could make them so.
+        Raises HfmegaError when the recipe is for another number of sources.
+        """
+        if len(recipe.coefficients) != len(self):
+            raise HfmegaError(f"the recipe has {len(recipe.coefficients)} coefficients for {len(self)} sources.")
+        terms = [(c, flat) for c, flat in zip(recipe.coefficients, self._flats, strict=True) if c != 0.0]
+        out.zero_()
+        for position, (coefficient, flat) in enumerate(terms):
+            product = self._product if position else out
+            torch.mul(flat, float(np.float32(coefficient)), out=product)
+            if position:
+                out.add_(product)
+        for term in recipe.noise:
+            index, values = self._noise.get(term)
+            out.index_add_(0, index, values * float(np.float32(term.weight)))
+        self.settle(out)
+
+    def settle(self, out: Tensor) -> None:
+        """Make a flat vector what a file can hold: variances not negative, values rounded to their saved dtype."""
+        for slot in self.layout.slots:
+            if slot.is_variance:
+                out[slot.start : slot.stop].clamp_(min=0.0)
+            if slot.dtype != torch.float32:
+                part = out[slot.start : slot.stop]
+                part.copy_(part.to(slot.dtype))
+
+    def state_dict(self, flat: Tensor) -> dict[str, Tensor]:
+        """flat: float32 [layout.size] -> the state dict with the sources' names, shapes and dtypes, on the CPU."""
+        cpu = flat.detach().cpu()
+        floats = {slot.name: cpu[slot.start : slot.stop].view(slot.shape).to(slot.dtype).clone() for slot in self.layout.slots}
+        return {**floats, **self.integers}
+
+
+class NoiseCache:
+    """Noise terms as (index int64 [hits], values float32 [hits]) on a device; the oldest leave when it is full."""
+
+    def __init__(self, layout: Layout, limit: int, device: torch.device) -> None:
+        self._layout, self._limit, self._device = layout, limit, device
+        self._terms: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        key = (noise.seed, noise.rate, noise.sigma, noise.unit)
+        if key not in self._terms:
+            index, values = noise_values(noise, self._layout)
+            self._terms[key] = torch.from_numpy(index).to(self._device), torch.from_numpy(values).to(self._device)
+            self._bytes += 12 * len(index)
+            while self._bytes > self._limit and len(self._terms) > 1:
+                _, (oldest, _) = self._terms.popitem(last=False)
+                self._bytes -= 12 * len(oldest)
+        self._terms.move_to_end(key)
+        return self._terms[key]
+
+
+def noise_values(noise: Noise, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """The elements that a noise term (of weight 1) hits: index int64 [hits] into the flat vector, values float32 [hits].
+
+    Each tensor draws from its own generator, keyed by (seed, tensor name): 32 bits decide whether an element (or the
+    whole tensor) is hit, 16 bits pick the normal quantile of an element that is.
+    """
+    threshold, sigma, table = round(noise.rate * 2**32), np.float32(noise.sigma), normal_table()
+    indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for slot in layout.slots:
+        if not slot.parameter:
+            continue
+        bits = philox(noise.seed, slot.name)
+        size = slot.stop - slot.start
+        lots = raw_words(bits, size if noise.unit == "element" else 1, "<u4")
+        hit = np.flatnonzero(np.broadcast_to(lots < threshold, size))
+        indices.append(hit + slot.start)
+        values.append(table[raw_words(bits, len(hit), "<u2")] * sigma)
+    return np.concatenate(indices), np.concatenate(values)

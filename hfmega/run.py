@@ -1,0 +1,83 @@
+"""The folder of a run: made, locked, resumed, finished. Unfinished work lies in `.hfmega/` inside it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from hfmega import HfmegaError, hub
+
+WORK: Final = ".hfmega"
+FINGERPRINT: Final = "fingerprint"
+
+
+def check_output(folder: Path, done: str, overwrite: bool) -> None:
+    """Raises HfmegaError when a run may not write here: a finished run, or a folder that is not hfmega's."""
+    if overwrite or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise HfmegaError(f"{folder} is a file: name a folder with -o.")
+    if (folder / done).exists() and not (folder / WORK / FINGERPRINT).exists():
+        raise HfmegaError(f"{folder} holds a finished run: name another folder with -o, or start again with --overwrite.")
+    if any(folder.iterdir()) and not (folder / WORK).is_dir():
+        raise HfmegaError(f"{folder} is not empty: name another folder with -o, or --overwrite what is in it.")
+
+
+@contextmanager
+def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
+    """Hold the folder's lock and give its work folder; work of the same fingerprint is kept, so that it resumes.
+
+    fingerprint: whatever identifies the run (settings, hashes of sources and data).
+    Raises HfmegaError when another process works here, or when the unfinished work is of another run.
+    """
+    work = folder / WORK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "lock", timeout=0):
+            _claim(folder, fingerprint, overwrite)
+            yield work
+    except Timeout as error:
+        raise HfmegaError(f"another hfmega is working in {folder}: wait for it, or name another folder with -o.") from error
+
+
+def _claim(folder: Path, fingerprint: str, overwrite: bool) -> None:
+    mark = folder / WORK / FINGERPRINT
+    if overwrite:
+        clear(folder)
+    elif mark.exists() and mark.read_text() != fingerprint:
+        raise HfmegaError(
+            f"{folder} holds an unfinished run of other settings or sources: run that command again to finish it, "
+            "or start anew with --overwrite."
+        )
+    write_atomically(mark, fingerprint.encode())
+
+
+def clear(folder: Path) -> None:
+    """Remove what hfmega writes, and nothing else."""
+    for pattern in hub.PUBLISHED:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in (folder / WORK).iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def finish(folder: Path) -> None:
+    """The run is complete: forget the unfinished work. The places of local sources stay."""
+    for path in (folder / WORK).iterdir():
+        if path.name not in ("lock", "places.json"):
+            path.unlink()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,149 @@
+"""MeGA: a genetic algorithm over blends of trained networks (Yun 2024, arXiv 2406.04607, Algorithm 1)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Final, Literal, TypeVar
+
+from hfmega import HfmegaError
+from hfmega.recipe import Noise, Recipe, crossover, mutate, source_alone, uniform_average
+from hfmega.rng import Draws
+from hfmega.search import Generation, Scored
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GASettings:
+    """The constants of the search. A generation is one evaluated population; the first is the initial one.
+
+    mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
+    redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
+    break_ties: equal accuracies are ordered by mean loss.
+    Raises HfmegaError for constants that make no search.
+    """
+
+    population: int = 20
+    generations: int = 20
+    parents: int = 4
+    tournament: int = 3
+    mutation_rate: float = 0.02
+    mutation_sigma: float = 0.1
+    mutation_unit: Literal["element", "tensor"] = "element"
+    anchors: bool = False
+    redraw_parents: bool = False
+    break_ties: bool = False
+    fitness: Literal["accuracy", "loss"] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if self.population < 2:
+            raise HfmegaError(f"a population of {self.population} cannot be crossed: it needs at least 2.")
+        if self.generations < 1:
+            raise HfmegaError(f"{self.generations} generations make no search: it needs at least 1.")
+        if self.parents < 2:
+            raise HfmegaError(f"{self.parents} parents cannot be crossed: it needs at least 2.")
+        if not 1 <= self.tournament <= self.population:
+            raise HfmegaError(f"a tournament of {self.tournament} does not fit a population of {self.population}.")
+        if not 0 <= self.mutation_rate <= 1:
+            raise HfmegaError(f"a mutation rate of {self.mutation_rate} is no probability: it lies between 0 and 1.")
+        if not (math.isfinite(self.mutation_sigma) and self.mutation_sigma >= 0):
+            raise HfmegaError(f"a mutation sigma of {self.mutation_sigma} is no standard deviation.")
+
+
+# The paper prints no sigma: it gets the one of the author's program.
+PAPER: Final = GASettings()
+AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
+DEFAULT: Final = GASettings(anchors=True, break_ties=True)
+
+
+class MeGA:
+    """The genetic algorithm behind ask and tell.
+
+    Every draw is keyed by (seed, generation), so the state is only the population and how far the search has come.
+    """
+
+    def __init__(self, sources: int, settings: GASettings, seed: int, calibrate: bool = False) -> None:
+        self.settings, self.seed = settings, seed
+        self.history: list[Generation] = []
+        self.population = self._first(sources, calibrate)
+        self._best: tuple[tuple[float, ...], Recipe] | None = None
+
+    @property
+    def done(self) -> bool:
+        return len(self.history) == self.settings.generations
+
+    @property
+    def best(self) -> Recipe:
+        """The fittest individual ever told (Algorithm 1, line 38)."""
+        if self._best is None:
+            raise HfmegaError("no population has been scored yet.")
+        return self._best[1]
+
+    def ask(self) -> tuple[Recipe, ...]:
+        """The population to score next."""
+        return self.population
+
+    def tell(self, scores: Sequence[Scored]) -> None:
+        """Take the scores of the population and breed the next one, unless this was the last."""
+        ranks = [self._rank(score) for score in scores]
+        fittest = max(range(len(ranks)), key=ranks.__getitem__)
+        if self._best is None or ranks[fittest] > self._best[0]:
+            self._best = ranks[fittest], self.population[fittest]
+        self.history.append(self._summary(scores))
+        if not self.done:
+            self.population = self._breed(ranks)
+
+    def _first(self, sources: int, calibrate: bool) -> tuple[Recipe, ...]:
+        """Blends with coefficients uniform on the simplex: for two sources a * first + (1 - a) * second (line 5)."""
+        anchors = [uniform_average(sources, calibrate), *(source_alone(k, sources, calibrate) for k in range(sources))]
+        first = anchors[: self.settings.population] if self.settings.anchors else []
+        draws = Draws(self.seed, "population")
+        while len(first) < self.settings.population:
+            cuts = sorted(draws.uniform() for _ in range(sources - 1))
+            first.append(Recipe(tuple(b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)), calibrate=calibrate))
+        return tuple(first)
+
+    def _breed(self, ranks: Sequence[tuple[float, ...]]) -> tuple[Recipe, ...]:
+        """The best individual and mutated children of tournament winners (lines 13 to 35)."""
+        settings, draws = self.settings, Draws(self.seed, "generation", len(self.history))
+        parents = self._select(ranks, draws)
+        children = []
+        while len(children) < settings.population - 1:
+            if settings.redraw_parents:
+                first, second = self._select(ranks, draws)[:2]
+            else:
+                first, second = _distinct(parents, 2, draws)
+            child = crossover(first, second, draws.uniform())
+            seed = draws.integer() >> 16  # 48 bits: exact in every JSON reader
+            if settings.mutation_rate and settings.mutation_sigma:
+                noise = Noise(seed, settings.mutation_rate, settings.mutation_sigma, settings.mutation_unit)
+                child = mutate(child, noise)
+            children.append(child)
+        return (self.best, *children)
+
+    def _select(self, ranks: Sequence[tuple[float, ...]], draws: Draws) -> list[Recipe]:
+        """K winners of tournaments among t individuals drawn without repetition (lines 13 to 20)."""
+        winners = []
+        for _ in range(self.settings.parents):
+            drawn = _distinct(range(len(ranks)), self.settings.tournament, draws)
+            winners.append(self.population[max(drawn, key=ranks.__getitem__)])
+        return winners
+
+    def _rank(self, score: Scored) -> tuple[float, ...]:
+        if self.settings.fitness == "loss":
+            return (-score.loss,)
+        return (score.accuracy, -score.loss) if self.settings.break_ties else (score.accuracy,)
+
+    def _summary(self, scores: Sequence[Scored]) -> Generation:
+        if self.settings.fitness == "loss":
+            finite = [s.loss for s in scores if math.isfinite(s.loss)] or [math.inf]
+            return Generation(min(finite), fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0)
+        accuracies = [s.accuracy for s in scores]
+        return Generation(max(accuracies), fmean(accuracies), pstdev(accuracies))
+
+
+def _distinct(items: Sequence[T], count: int, draws: Draws) -> list[T]:
+    """`count` items drawn without repetition."""
+    left = list(items)
+    return [left.pop(draws.below(len(left))) for _ in range(count)]

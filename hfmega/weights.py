@@ -1,0 +1,80 @@
+"""The tensors of checkpoints: reading them, whether they can be merged, mixing, writing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hfmega import HfmegaError, hub
+from hfmega.hub import Checkpoint
+from hfmega.models import build
+from hfmega.recipe import Recipe, Sources
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint. Raises HfmegaError for a broken file, or a NaN or Inf in it."""
+    try:
+        state = load_file(checkpoint.weights)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise HfmegaError(f"{checkpoint.name}: {hub.WEIGHTS} cannot be read: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise HfmegaError(f"{checkpoint.name}: the tensor {name} has NaN or Inf weights.")
+    return state
+
+
+def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
+    """Raises HfmegaError unless all have the same architecture, classes, label order, tensor names, shapes and dtypes."""
+    first, state = checkpoints[0], states[0]
+    expected = {name: tuple(t.shape) for name, t in build(first.config).state_dict().items()}
+    _same_tensors(first.name, state, f"timm's {first.config['architecture']}", expected)
+    for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
+        for key, what in (("architecture", "architecture"), ("num_classes", "number of classes"), ("label_names", "label order")):
+            a, b = first.config.get(key), other.config.get(key)
+            if a != b:
+                raise HfmegaError(
+                    f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints of one "
+                    "architecture with the same classes in the same order can be merged."
+                )
+        _same_tensors(other.name, tensors, first.name, {name: tuple(t.shape) for name, t in state.items()})
+        for name, tensor in tensors.items():
+            if tensor.dtype != state[name].dtype:
+                raise HfmegaError(f"{other.name} has {name} as {tensor.dtype}, {first.name} as {state[name].dtype}.")
+
+
+def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expected: dict[str, tuple[int, ...]]) -> None:
+    if missing := sorted(expected.keys() - state.keys()):
+        raise HfmegaError(f"{name} lacks the tensor {missing[0]} that {expected_of} has ({len(missing)} missing).")
+    if surplus := sorted(state.keys() - expected.keys()):
+        raise HfmegaError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
+    for key, tensor in state.items():
+        if tuple(tensor.shape) != expected[key]:
+            raise HfmegaError(f"{name} has {key} of shape {tuple(tensor.shape)}, {expected_of} of shape {expected[key]}.")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def mix(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Sources:
+    """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
+    parameters = dict(build(checkpoints[0].config).named_parameters())
+    return Sources(states, parameters, device)
+
+
+def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a recipe with its re-estimated BatchNorm statistics: the weights of the merged model."""
+    flat = torch.empty(sources.layout.size, device=sources.device)
+    sources.materialize(recipe, flat)
+    state = sources.state_dict(flat)
+    return {**state, **{name: tensor.to(state[name].dtype) for name, tensor in statistics.items()}}
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> str:
+    """Write a state dict as safetensors; returns the sha256 of the file."""
+    save_file(state, path, metadata={"format": "pt"})
+    return hub.sha256_of(path)
