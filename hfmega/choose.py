@@ -59,11 +59,13 @@ def plain_recipes(sources: int, calibrate: bool) -> list[Recipe]:
     return [uniform_average(sources, calibrate), *(source_alone(k, sources, calibrate) for k in range(sources))]
 
 
-def run_off(searcher: Searcher, evaluator: Evaluator, names: Sequence[str], search: Split, confirm: Split | None) -> Chosen:
+def run_off(
+    searcher: Searcher, evaluator: Evaluator, names: Sequence[str], search: Split, confirm: Split | None
+) -> Chosen:
     """Choose between what the search found and what needed no search.
 
-    The uniform average and the sources (with and without calibration) were chosen by nobody: the lowest mean loss on all
-    search and confirm images stands. The search's best, or the centroid of its last population, replaces it only with a
+    The uniform average and the sources (with and without calibration) were chosen by nobody: the lowest mean loss on
+    all search and confirm images stands. The search's best, or the centroid of its last population, replaces it only with a
     mean loss on the confirm images that is lower by more than one standard error of the paired difference.
     Without confirm images the search's best is the answer (presets `paper` and `author`).
     """
@@ -101,7 +103,9 @@ def rivals(names: Sequence[str], calibrate: bool, can_calibrate: bool) -> list[R
     count = len(names)
     single = [Rival(name, "source", source_alone(k, count)) for k, name in enumerate(names)]
     if can_calibrate:
-        single += [Rival(f"{n}, calibrated", "calibrated source", source_alone(k, count, True)) for k, n in enumerate(names)]
+        single += [
+            Rival(f"{n}, calibrated", "calibrated source", source_alone(k, count, True)) for k, n in enumerate(names)
+        ]
     single.append(Rival("uniform average", "average", uniform_average(count, can_calibrate)))
     if can_calibrate and not calibrate:
         single.append(Rival("uniform average, not calibrated", "average", uniform_average(count)))

@@ -35,7 +35,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against another on the same images: gain in accuracy with its 95 % interval, McNemar's exact p-value."""
+    """One model against another on the same images: gain in accuracy, its 95 % interval, McNemar's exact p-value."""
 
     gain: float
     interval: tuple[float, float]

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from torch import Tensor
 from hfmega import HfmegaError, hub
 
 Rows = NDArray[np.int64]
+DEFAULT_DATASET: Final = "uoft-cs/cifar10"
 DIGITS_TRAIN: Final = 1297
 EVALUATION_SPLITS: Final = ("test", "validation", "val", "valid")
 
@@ -56,7 +57,9 @@ class Split:
         return len(self.labels)
 
 
-def open_dataset(name: str, image_column: str | None = None, label_column: str | None = None, token: str | None = None) -> Dataset:
+def open_dataset(
+    name: str, image_column: str | None = None, label_column: str | None = None, token: str | None = None
+) -> Dataset:
     """Open a Hub dataset (pinned to the commit it is at now), a local folder, or the embedded `digits`.
 
     Raises HfmegaError when it cannot be read, or when it has no image or no label column.
@@ -98,10 +101,12 @@ def _column(dataset: str, features: datasets.Features, kind: type, what: str, gi
         if given not in features:
             raise HfmegaError(f"the dataset {dataset} has no column {given!r}, only {', '.join(features)}.")
         return given
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    found: list[str] = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:
         have = f"has no {what} column" if not found else f"has several {what} columns ({', '.join(found)})"
-        raise HfmegaError(f"the dataset {dataset} {have}: name it with --{what}-column (columns: {', '.join(features)}).")
+        raise HfmegaError(
+            f"the dataset {dataset} {have}: name it with --{what}-column (columns: {', '.join(features)})."
+        )
     return found[0]
 
 
@@ -113,7 +118,9 @@ def digits() -> datasets.DatasetDict:
         raise HfmegaError("the dataset digits comes with scikit-learn: pip install 'hfmega[digits]'.") from error
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])}
+    )
 
     def part(rows: slice) -> datasets.Dataset:
         images = [Image.fromarray(p).convert("RGB") for p in pixels[rows]]
@@ -127,7 +134,9 @@ def evaluation_split(dataset: Dataset) -> str:
     for name in EVALUATION_SPLITS:
         if name in dataset.lengths:
             return name
-    raise HfmegaError(f"the dataset {dataset.id} has only the split(s) {', '.join(dataset.lengths)}: name the images to report on.")
+    raise HfmegaError(
+        f"the dataset {dataset.id} has only the split(s) {', '.join(dataset.lengths)}: name the images to report on."
+    )
 
 
 def rows_of(dataset: Dataset, spec: str) -> Rows:
@@ -177,8 +186,8 @@ def label_order(classes: Sequence[str], label_names: Sequence[str] | None) -> tu
     if len(set(label_names)) == len(label_names) and set(classes) == set(label_names):
         return [list(label_names).index(name) for name in classes], None
     return None, (
-        f"the network's labels ({', '.join(label_names[:3])}, ...) are not the dataset's ({', '.join(classes[:3])}, ...): "
-        "labels are matched by their number."
+        f"the network's labels ({', '.join(label_names[:3])}, ...) are not the dataset's "
+        f"({', '.join(classes[:3])}, ...): labels are matched by their number."
     )
 
 
@@ -200,6 +209,14 @@ def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) 
     if not 0 <= worst < config["num_classes"]:
         raise HfmegaError(f"the split {name} has label {worst}, but the network has {config['num_classes']} classes.")
     return Split(name, torch.stack(images), torch.tensor(labels), digest.hexdigest())
+
+
+def normalizer(config: dict[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From images as `Split` holds them to a network's input: float32, scaled as its timm config says."""
+    preprocessing = resolve_data_config({}, pretrained_cfg=config.get("pretrained_cfg", {}))
+    mean = torch.tensor(preprocessing["mean"], device=device).view(1, -1, 1, 1) * 255
+    std = torch.tensor(preprocessing["std"], device=device).view(1, -1, 1, 1) * 255
+    return lambda images: ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[int, bytes, int]]:

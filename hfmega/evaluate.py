@@ -7,11 +7,10 @@ from typing import Any, Final, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from hfmega.compare import answers
-from hfmega.data import Dataset, Split, load_split, rows_of
+from hfmega.data import Dataset, Split, load_split, normalizer, rows_of
 from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.recipe import Recipe, Sources
@@ -48,14 +47,13 @@ class Evaluator:
         self.state = PartialState()
         self.sources = sources
         self.images_seen = 0
-        self.on_scored: Callable[[int], None] = lambda count: None
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
         self._model = attach(build(config).to(sources.device), sources, self._flat)
-        self._norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        preprocessing = resolve_data_config({}, pretrained_cfg=config.get("pretrained_cfg", {}))
-        self._mean = torch.tensor(preprocessing["mean"], device=sources.device).view(1, -1, 1, 1) * 255
-        self._std = torch.tensor(preprocessing["std"], device=sources.device).view(1, -1, 1, 1) * 255
+        self._norms = [
+            m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
+        self._normalize = normalizer(config, sources.device)
         self._batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
         self._scores: dict[tuple[Recipe, str], Score] = {}
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
@@ -65,10 +63,20 @@ class Evaluator:
         """Whether the network has BatchNorm statistics and there are images to re-estimate them from."""
         return bool(self._norms) and self._calibration is not None
 
-    def scores(self, recipes: Sequence[Recipe], split: Split) -> list[Score]:
-        """The score of each recipe; one already known is not computed again."""
+    def scores(
+        self, recipes: Sequence[Recipe], split: Split, advance: Callable[[int], None] | None = None
+    ) -> list[Score]:
+        """The score of each recipe; one already known is not computed again. `advance` hears of each one done."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._scores]
-        for recipe, score in zip(unknown, self._spread(lambda r: self._score(r, split), unknown), strict=True):
+        done = advance or (lambda _: None)
+        done(len(recipes) - len(unknown))
+
+        def work(recipe: Recipe) -> Score:
+            score = self._score(recipe, split)
+            done(self.state.num_processes)
+            return score
+
+        for recipe, score in zip(unknown, self._spread(work, unknown), strict=True):
             self.remember(recipe, split, score)
         return [self._scores[recipe, split.fingerprint] for recipe in recipes]
 
@@ -109,7 +117,6 @@ class Evaluator:
             log_probabilities = self._forward(x)
             correct += (log_probabilities.argmax(dim=1) == y).sum()
             loss += nn.functional.nll_loss(log_probabilities, y, reduction="sum").double()
-        self.on_scored(self.state.num_processes)
         if not torch.isfinite(loss):  # a candidate with NaN or Inf is the worst, never the best
             return Score(0, len(split), float("inf"))
         return Score(int(correct), len(split), float(loss) / len(split))
@@ -124,13 +131,15 @@ class Evaluator:
     def _forward(self, images: Tensor) -> Tensor:
         """uint8 images -> log-probabilities, float32 [images, classes]."""
         self.images_seen += len(images)
-        x = ((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        return self._model(x).float().log_softmax(dim=1)  # type: ignore[no-any-return]
+        return self._model(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
 
     def _resident(self, split: Split) -> tuple[Tensor, Tensor]:
         """The split on the device, moved there once."""
         if split.fingerprint not in self._on_device:
-            self._on_device[split.fingerprint] = split.images.to(self.sources.device), split.labels.to(self.sources.device)
+            self._on_device[split.fingerprint] = (
+                split.images.to(self.sources.device),
+                split.labels.to(self.sources.device),
+            )
         return self._on_device[split.fingerprint]
 
     def _prepare(self, recipe: Recipe) -> None:
@@ -192,7 +201,10 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> 
         correct=int(judged.correct.sum()),
         total=len(split),
         split=spec,
-        per_class={str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean()) for c in classes},
+        per_class={
+            str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean())
+            for c in classes
+        },
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, hf_hub_download, parse_hf_uri
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import parse_hf_uri
 from huggingface_hub.utils.sha import sha_fileobj
 from yaml import YAMLError
 
@@ -36,7 +35,14 @@ STATISTICS: Final = "statistics.safetensors"
 CARD: Final = "README.md"
 PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, "figures/*.png")
 
-CLIENT_ERRORS: Final = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError, LocalTokenNotFoundError, httpx2.HTTPError)
+CLIENT_ERRORS: Final = (
+    HfHubHTTPError,
+    EntryNotFoundError,
+    OfflineModeIsEnabled,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    httpx2.HTTPError,
+)
 
 
 @dataclass(frozen=True)
@@ -100,33 +106,34 @@ def _from_folder(folder: Path) -> Checkpoint:
     files = {path.name for path in folder.iterdir()}
     _require_safetensors(str(folder), files)
     config = _read_config(folder / CONFIG, str(folder))
-    sha256, license = sha256_of(folder / WEIGHTS), _license(folder / CARD)
-    return Checkpoint(folder.resolve().name, None, None, folder.resolve(), sha256, config, license)
+    sha256 = sha256_of(folder / WEIGHTS)
+    return Checkpoint(folder.resolve().name, None, None, folder.resolve(), sha256, config, _license(folder / CARD))
 
 
 def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoint:
     commit, stated = _pin(repo_id, revision, token)
     config_path = Path(hf_hub_download(repo_id, CONFIG, revision=commit, token=token))
-    weights_path = Path(hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token))
-    sha256 = sha256_of(weights_path)
-    if stated and sha256 != stated:
-        weights_path = Path(hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, force_download=True))
-        sha256 = sha256_of(weights_path)
-    if stated and sha256 != stated:
-        raise HfmegaError(
-            f"{WEIGHTS} of {repo_id} was damaged on its way twice: sha256 {sha256[:12]} came, the Hub states {stated[:12]}."
-        )
-    try:
-        license = _license(Path(hf_hub_download(repo_id, CARD, revision=commit, token=token)))
-    except EntryNotFoundError:
-        license = None
-    return Checkpoint(repo_id, repo_id, commit, config_path.parent, sha256, _read_config(config_path, repo_id), license)
+    sha256 = _download_weights(repo_id, commit, stated, token)
+    config, stated_license = _read_config(config_path, repo_id), None
+    with suppress(EntryNotFoundError):
+        stated_license = _license(Path(hf_hub_download(repo_id, CARD, revision=commit, token=token)))
+    return Checkpoint(repo_id, repo_id, commit, config_path.parent, sha256, config, stated_license)
+
+
+def _download_weights(repo_id: str, commit: str, stated: str | None, token: str | None) -> str:
+    """Bring the weights and return their sha256. The client does not check what came: a damaged file is fetched again."""
+    for again in (False, True):
+        path = Path(hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, force_download=again))
+        sha256 = sha256_of(path)
+        if stated in (None, sha256):
+            return sha256
+    raise HfmegaError(f"{WEIGHTS} of {repo_id} came damaged twice: its sha256 is not the one that the Hub states.")
 
 
 def _license(card: Path) -> str | None:
     """The license that a card states; None when there is no card, or none that can be parsed."""
     try:
-        found = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+        found = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, YAMLError):
         return None
     return found if isinstance(found, str) else None
@@ -168,10 +175,10 @@ def _require_safetensors(where: str, files: Iterable[str]) -> None:
     names = set(files)
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if WEIGHTS not in names and pickles:
+        convert = f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')"
         raise HfmegaError(
-            f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: convert it with "
-            f"`python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{pickles[0]}', weights_only=True), "
-            f"'{WEIGHTS}')\"`."
+            f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: convert it "
+            f'with `python -c "import torch, safetensors.torch as s; {convert}"`.'
         )
     for needed in (CONFIG, WEIGHTS):
         if needed not in names:
@@ -228,11 +235,23 @@ class Push:
     token: str | None = None
 
 
+def check_login(target: Push) -> None:
+    """Raises HfmegaError before the long work rather than after it, when nobody is logged in to publish its result."""
+    try:
+        api(target.token).whoami()
+    except CLIENT_ERRORS as error:
+        raise HfmegaError(
+            f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}"
+        ) from error
+
+
 def push(folder: Path, target: Push) -> str:
     """Publish a finished folder in one commit; returns the URL of the commit, or of the pull request.
 
     Raises HfmegaError with the way out: the folder stays complete, and pushing it again finishes the job.
     """
+    if not (folder / WEIGHTS).is_file():
+        raise HfmegaError(f"{folder} has no {WEIGHTS}: only a finished folder can be published.")
     operations = [
         CommitOperationAdd(path.relative_to(folder).as_posix(), path)
         for pattern in PUBLISHED
@@ -264,7 +283,10 @@ def _line(error: Exception) -> str:
 # Order matters: a gated repository is also a RepositoryNotFoundError, and most of them are also HfHubHTTPError.
 EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (GatedRepoError, "{what} is gated: ask for access on its page, then log in with `hf auth login` or HF_TOKEN."),
-    (RepositoryNotFoundError, "{what} is not on the Hub, or it is private: log in with `hf auth login`, or set HF_TOKEN."),
+    (
+        RepositoryNotFoundError,
+        "{what} is not on the Hub, or it is private: log in with `hf auth login`, or set HF_TOKEN.",
+    ),
     (RevisionNotFoundError, "{what} has no revision {revision}."),
     (OfflineModeIsEnabled, "{what} is needed, but HF_HUB_OFFLINE is set."),
     (LocalEntryNotFoundError, "{what} is not in the cache, and the Hub cannot be reached: {error}"),

@@ -1,6 +1,7 @@
 """`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from hfmega import HfmegaError, hub
 from hfmega.compare import Verdict
+from hfmega.data import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
 from hfmega.hub import Checkpoint
 from hfmega.recipe import Recipe
 from hfmega.run import WORK
@@ -177,9 +179,7 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None, t
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
     statistics = folder / hub.STATISTICS
-    state = rebuild(
-        mix(checkpoints, states), lineage.recipe, load_file(statistics) if statistics.exists() else {}
-    )
+    state = rebuild(mix(checkpoints, states), lineage.recipe, load_file(statistics) if statistics.exists() else {})
     with TemporaryDirectory() as scratch:
         target = Path(output or scratch)
         target.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: st
     if entry.repo_id:
         checkpoint = hub.pull(f"{entry.repo_id}@{entry.revision}", token)
         if checkpoint.sha256 != entry.sha256:
-            raise HfmegaError(f"{entry.name} is not what was merged: its weights have sha256 {checkpoint.sha256[:12]}, not {entry.sha256[:12]}.")
+            raise HfmegaError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
         return checkpoint
     remembered = read_places(folder).get(entry.sha256)
     nearby = [path.parent for path in sorted(places.rglob(hub.WEIGHTS))] if places else []
@@ -199,7 +199,32 @@ def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: st
         weights = place / hub.WEIGHTS
         if weights.is_file() and hub.sha256_of(weights) == entry.sha256:
             return hub.pull(str(place))
-    raise HfmegaError(f"the local source {entry.name} (sha256 {entry.sha256[:12]}) was not found: say where it lies with --sources DIR.")
+    raise HfmegaError(
+        f"the local source {entry.name} (sha256 {entry.sha256[:12]}) was not found: name its place with --sources DIR."
+    )
+
+
+def evaluation_target(
+    source: str,
+    dataset: str | None,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    token: str | None,
+) -> tuple[Checkpoint, Dataset, str]:
+    """A checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named."""
+    checkpoint = hub.pull(source, token)
+    folder = checkpoint.folder
+    made = None
+    with suppress(HfmegaError):
+        made = read(hub.pull_merge(source, token) / hub.LINEAGE)
+    if dataset is None:
+        recorded = made.data.id if made else (checkpoint.record or {}).get("dataset", DEFAULT_DATASET)
+        dataset = read_places(folder).get("dataset", recorded) if made else recorded
+    opened = open_dataset(dataset, image_column, label_column, token)
+    if split is None:
+        split = made.data.splits["test"].slice if made and opened.id == made.data.id else evaluation_split(opened)
+    return checkpoint, opened, split
 
 
 def read_places(folder: Path) -> dict[str, str]:
@@ -214,3 +239,25 @@ def write_places(folder: Path, checkpoints: Sequence[Checkpoint], dataset: str |
     if dataset and Path(dataset).is_dir():
         places["dataset"] = str(Path(dataset).resolve())
     (folder / WORK / "places.json").write_bytes(TypeAdapter(dict[str, str]).dump_json(places, indent=2))
+
+
+def summary(lineage: Lineage, output: Path) -> dict[str, Any]:
+    """What `hfmega merge --json` prints."""
+    result = lineage.result
+    return {
+        "output": str(output),
+        "verdict": result.verdict,
+        "accuracy": result.accuracy,
+        "interval": result.interval,
+        "gain": result.gain,
+        "gain_interval": result.gain_interval,
+        "p_value": result.p_value,
+        "best_reference": result.best_reference,
+        "references": [{"name": r.name, "kind": r.kind, "accuracy": r.accuracy} for r in lineage.references],
+        "fitness": lineage.nodes[-1].fitness,
+        "chosen": result.chosen,
+        "controls": [],
+        "forward_passes": lineage.forward_passes,
+        "seconds": lineage.seconds,
+        "sha256": result.sha256,
+    }

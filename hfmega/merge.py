@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import platform
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +19,10 @@ from safetensors.torch import save_file
 from hfmega import HfmegaError, __version__, card, hub, lineage, run
 from hfmega.choose import Chosen, calibration_pays, ensembles, judge, reference, rivals, run_off
 from hfmega.compare import answers
-from hfmega.data import Dataset, Split, label_order, load_split, open_dataset
+from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, open_dataset
 from hfmega.evaluate import Evaluator, Score, predict_checkpoint
 from hfmega.hub import Checkpoint
-from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
+from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.output import Output
 from hfmega.recipe import Recipe
 from hfmega.search import Searcher
@@ -31,8 +30,17 @@ from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings, MeGA
 from hfmega.splits import SplitPlan, SplitRequest, plan_splits
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
-DEFAULT_DATASET: Final = "uoft-cs/cifar10"
-SCORES: Final = TypeAdapter(list[list[Score]])
+
+@dataclass
+class Progress:
+    """How far a search has come: the scores of each generation, and what they cost. Written after every generation."""
+
+    scores: list[list[Score]] = field(default_factory=list)
+    forward_passes: int = 0
+    seconds: float = 0.0
+
+
+PROGRESS: Final = TypeAdapter(Progress, config={"ser_json_inf_nan": "constants"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,11 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """What an unfinished run must share with this one to be its beginning."""
-        identity = [recorded(self.settings), [c.sha256 for c in self.checkpoints], {p: s.fingerprint for p, s in self.splits.items()}]
+        identity = [
+            recorded(self.settings),
+            [c.sha256 for c in self.checkpoints],
+            {p: s.fingerprint for p, s in self.splits.items()},
+        ]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,27 +122,23 @@ def merge(settings: MergeSettings, output: Output) -> Lineage | None:
     job = prepare(settings, output)
     main = job.evaluator.state.is_main_process
     with run.open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
-        started = time.monotonic()
         calibrate = settings.calibrate
         if calibrate is None:
             calibrate = calibration_pays(job.evaluator, len(job.names), job.search)
-            output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
+            output.say(
+                f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}"
+            )
         searcher = MeGA(len(job.names), settings.search, settings.seed, calibrate)
-        search(searcher, job, output)
+        progress = search(searcher, job, output)
         chosen = run_off(searcher, job.evaluator, job.names, job.search, job.confirm)
-        cost = {"forward_passes": job.evaluator.images_seen, "seconds": round(time.monotonic() - started, 1)}
         output.say(f"chosen: {chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once")
-        return report(job, searcher, chosen, cost)
+        return report(job, searcher, chosen, progress)
 
 
 def prepare(settings: MergeSettings, output: Output) -> Job:
     """Everything before the search: pull the sources, check that they can be merged, choose and decode the images."""
     state = PartialState()
-    checkpoints = []
-    for source in settings.sources:
-        output.say(f"pulling {source}")
-        with state.main_process_first():
-            checkpoints.append(hub.pull(source, settings.token))
+    checkpoints = pull_all(settings, output, state)
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
     config = checkpoints[0].config
@@ -139,16 +147,20 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
             choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
         )
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits, settings.seed)
-    rows = {"search": plan.search_rows, "confirm": plan.confirm_rows, "calibration": plan.calibration_rows, "test": plan.test_rows}
+    rows = {
+        "search": plan.search_rows,
+        "confirm": plan.confirm_rows,
+        "calibration": plan.calibration_rows,
+        "test": plan.test_rows,
+    }
     splits = {purpose: load_split(dataset, r, config, purpose) for purpose, r in rows.items() if len(r)}
     _, label_note = label_order(dataset.classes, config.get("label_names"))
     notes = (*plan.notes, *([label_note] if label_note else []))
     for note in (*notes, *([plan.leak] if plan.leak else [])):
         output.say(note)
+    output.say(f"{', '.join(f'{len(split):,} {purpose}' for purpose, split in splits.items())} images")
     output.say(
-        f"running on {state.num_processes} process{'es' if state.num_processes > 1 else ''}, device {state.device.type}, "
-        f"{torch.get_num_threads()} thread(s) each; {len(splits['search']):,} fitness, {len(plan.confirm_rows):,} confirm, "
-        f"{len(plan.calibration_rows):,} calibration and {len(splits['test']):,} test images"
+        f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
     evaluator = Evaluator(config, mix(checkpoints, states, state.device), splits.get("calibration"))
     return Job(
@@ -165,53 +177,77 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     )
 
 
+def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> list[Checkpoint]:
+    """The sources on this disk, each once, each with a name of its own."""
+    if len(settings.sources) < 2:
+        raise HfmegaError("one source cannot be merged: name two or more.")
+    checkpoints: dict[str, Checkpoint] = {}
+    for source in settings.sources:
+        output.say(f"pulling {source}")
+        with state.main_process_first():
+            found = hub.pull(source, settings.token)
+        if found.sha256 in (c.sha256 for c in checkpoints.values()):
+            raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
+        if found.name in checkpoints:
+            found = replace(found, name=f"{found.name}-{found.sha256[:6]}")
+        checkpoints[found.name] = found
+    return list(checkpoints.values())
+
+
 def choose_dataset(settings: MergeSettings, checkpoints: list[Checkpoint]) -> str:
     """The dataset that the user named, else the one that the sources' records agree on, else CIFAR-10."""
     recorded_sets = {c.record["dataset"] for c in checkpoints if c.record}
     if settings.dataset:
         return settings.dataset
     if len(recorded_sets) > 1:
-        raise HfmegaError(f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset.")
+        raise HfmegaError(
+            f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset."
+        )
     return recorded_sets.pop() if recorded_sets else DEFAULT_DATASET
 
 
-def search(searcher: Searcher, job: Job, output: Output) -> None:
+def search(searcher: Searcher, job: Job, output: Output) -> Progress:
     """Ask, evaluate, tell, record, until done. Scores on disk are told again instead of computed again."""
     evaluator, settings = job.evaluator, job.settings.search
-    record = job.settings.output / run.WORK / "scores.json"
-    scores = saved_scores(record, evaluator.state)
-    for known in scores:
+    record = job.settings.output / run.WORK / "progress.json"
+    progress = saved_progress(record, evaluator.state)
+    for known in progress.scores:
         for recipe, score in zip(searcher.ask(), known, strict=True):
             evaluator.remember(recipe, job.search, score)
         searcher.tell(known)
-    if scores:
-        output.say(f"resuming after generation {len(scores)} of {settings.generations}")
+    if progress.scores:
+        output.say(f"resuming after generation {len(progress.scores)} of {settings.generations}")
     with output.progress("search", settings.generations * settings.population, "individuals") as bar:
-        bar.advance(len(scores) * settings.population)
-        evaluator.on_scored = bar.advance
+        bar.advance(len(progress.scores) * settings.population)
         while not searcher.done:
             before, started = evaluator.images_seen, time.monotonic()
-            scores.append(evaluator.scores(searcher.ask(), job.search))
-            searcher.tell(scores[-1])
+            scores = evaluator.scores(searcher.ask(), job.search, bar.advance)
+            searcher.tell(scores)
+            images, seconds = evaluator.images_seen - before, time.monotonic() - started
+            progress.scores.append(scores)
+            progress.forward_passes += images
+            progress.seconds += seconds
             if evaluator.state.is_main_process:
-                run.write_atomically(record, SCORES.dump_json(scores))
-            newest, speed = searcher.history[-1], (evaluator.images_seen - before) / (time.monotonic() - started)
+                run.write_atomically(record, PROGRESS.dump_json(progress))
+            newest = searcher.history[-1]
             bar.line(
-                f"generation {len(scores)}/{settings.generations}: best {newest.best:.4f}, mean {newest.mean:.4f}, "
-                f"{speed:,.0f} images/s"
+                f"generation {len(progress.scores)}/{settings.generations}: best {newest.best:.4f}, "
+                f"mean {newest.mean:.4f}, {images / seconds:,.0f} images/s"
             )
+    return progress
 
 
-def saved_scores(record: Path, state: PartialState) -> list[list[Score]]:
-    """The scores of an unfinished run, read by the main process and given to all."""
-    scores: list[Any] = [SCORES.validate_json(record.read_bytes()) if state.is_main_process and record.exists() else []]
+def saved_progress(record: Path, state: PartialState) -> Progress:
+    """How far an unfinished run came, read by the main process and given to all."""
+    known: list[Progress] = [Progress()]
+    if state.is_main_process and record.exists():
+        known = [PROGRESS.validate_json(record.read_bytes())]
     if state.num_processes > 1:
-        broadcast_object_list(scores)
-    found: list[list[Score]] = scores[0]
-    return found
+        broadcast_object_list(known)
+    return known[0]
 
 
-def report(job: Job, searcher: Searcher, chosen: Chosen, cost: dict[str, Any]) -> Lineage | None:
+def report(job: Job, searcher: Searcher, chosen: Chosen, progress: Progress) -> Lineage | None:
     """Read the test images once, for the merged model and all that it is shown against; write folder, card, lineage."""
     evaluator, folder = job.evaluator, job.settings.output
     single = rivals(job.names, chosen.recipe.calibrate, evaluator.can_calibrate)
@@ -232,9 +268,7 @@ def report(job: Job, searcher: Searcher, chosen: Chosen, cost: dict[str, Any]) -
         hfmega_version=__version__,
         architecture=job.checkpoints[0].config["architecture"],
         sources=tuple(source_entry(checkpoint, references) for checkpoint in job.checkpoints),
-        nodes=(
-            NodeEntry("merge", tuple(job.names), chosen.recipe, fitness, result.accuracy, tuple(searcher.history)),
-        ),
+        nodes=(NodeEntry("merge", tuple(job.names), chosen.recipe, fitness, result.accuracy, tuple(searcher.history)),),
         recipe=chosen.recipe,
         settings={**recorded(job.settings), "calibrate": chosen.recipe.calibrate},
         data=data_entry(job),
@@ -244,7 +278,8 @@ def report(job: Job, searcher: Searcher, chosen: Chosen, cost: dict[str, Any]) -
         result=result,
         notes=job.notes,
         leak=job.plan.leak,
-        **cost,
+        forward_passes=progress.forward_passes,
+        seconds=round(progress.seconds, 1),
     )
     lineage.write_places(folder, job.checkpoints, job.settings.dataset)
     card.write(made, job.checkpoints[0].config, folder)
@@ -298,7 +333,12 @@ def source_entry(checkpoint: Checkpoint, references: list[Reference]) -> SourceE
 
 
 def data_entry(job: Job) -> DataEntry:
-    spelled = {"search": job.plan.fitness, "confirm": job.plan.fitness, "calibration": job.plan.calibration, "test": job.plan.test}
+    spelled = {
+        "search": job.plan.fitness,
+        "confirm": job.plan.fitness,
+        "calibration": job.plan.calibration,
+        "test": job.plan.test,
+    }
     splits = {p: SplitEntry(spelled[p], len(s), s.fingerprint) for p, s in job.splits.items()}
     return DataEntry(job.dataset.id, job.dataset.revision, splits)
 

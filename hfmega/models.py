@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x)).relu()
         y = self.bn2(self.conv2(y))
-        return (y + self.downsample(x)).relu()
+        return torch.relu(y + self.downsample(x))
 
 
 class CifarResNet(nn.Module):
@@ -159,24 +159,21 @@ def xception_cifar(pretrained: bool = False, **kwargs: Any) -> CifarXception:
     return build_model_with_cfg(CifarXception, "xception_cifar", pretrained, **kwargs)  # type: ignore[no-any-return]
 
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """The network that a timm `config.json` describes, in eval mode, with weights yet to be loaded.
+def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
+    """The network that a timm `config.json` describes, in eval mode, with weights drawn from `seed`.
 
     Raises HfmegaError when timm does not know the architecture or refuses the config.
     """
     architecture = str(config.get("architecture"))
     if not timm.is_model(architecture):
         raise HfmegaError(f"the architecture {architecture!r} is unknown to timm {timm.__version__}: update timm.")
-    pretrained_cfg = {**config.get("pretrained_cfg", {}), "num_classes": config["num_classes"]}
+    options = dict(config.get("model_args", {}))
+    if config.get("pretrained_cfg"):
+        options["pretrained_cfg"] = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
     try:
-        # The random initialisation is overwritten; drawing it must not move the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            return timm.create_model(
-                architecture,
-                pretrained=False,
-                pretrained_cfg=pretrained_cfg,
-                num_classes=config["num_classes"],
-                **config.get("model_args", {}),
-            ).eval()  # type: ignore[no-any-return]
+        with torch.random.fork_rng(devices=[]):  # drawing weights must not move the caller's generator
+            torch.manual_seed(seed)
+            model = timm.create_model(architecture, pretrained=False, num_classes=config["num_classes"], **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise HfmegaError(f"timm cannot build {architecture} from this config: {error}") from error
+    return model.eval()  # type: ignore[no-any-return]

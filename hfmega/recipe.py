@@ -38,7 +38,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An individual. coefficients: float64 [sources]; `calibrate` says whether BatchNorm statistics are re-estimated."""
+    """An individual. coefficients: float64 [sources]; calibrate: whether BatchNorm statistics are re-estimated."""
 
     coefficients: tuple[float, ...]
     noise: tuple[Noise, ...] = ()
@@ -192,7 +192,9 @@ class Sources:
     def state_dict(self, flat: Tensor) -> dict[str, Tensor]:
         """flat: float32 [layout.size] -> the state dict with the sources' names, shapes and dtypes, on the CPU."""
         cpu = flat.detach().cpu()
-        floats = {slot.name: cpu[slot.start : slot.stop].view(slot.shape).to(slot.dtype).clone() for slot in self.layout.slots}
+        floats = {
+            slot.name: cpu[slot.start : slot.stop].view(slot.shape).to(slot.dtype).clone() for slot in self.layout.slots
+        }
         return {**floats, **self.integers}
 
 
@@ -218,7 +220,7 @@ class NoiseCache:
 
 
 def noise_values(noise: Noise, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """The elements that a noise term (of weight 1) hits: index int64 [hits] into the flat vector, values float32 [hits].
+    """The elements that a noise term (of weight 1) hits: int64 [hits] into the flat vector, and their float32 [hits].
 
     Each tensor draws from its own generator, keyed by (seed, tensor name): 32 bits decide whether an element (or the
     whole tensor) is hit, 16 bits pick the normal quantile of an element that is.

@@ -61,7 +61,9 @@ def normal_table() -> NDArray[np.float32]:
     half = [round(quantile((LEVELS // 2 + i + 0.5) / LEVELS) * 4096) / 4096 for i in range(LEVELS // 2)]
     table = np.array([-z for z in reversed(half)] + half, dtype="<f4")
     if hashlib.sha256(table.tobytes()).hexdigest() != NORMAL_TABLE_SHA256:
-        raise HfmegaError("this platform's arithmetic gives another table of normal quantiles: a lineage made here would not replay.")
+        raise HfmegaError(
+            "this platform's arithmetic gives another table of normal quantiles: a lineage made here would not replay."
+        )
     return table.astype(np.float32)
 
 

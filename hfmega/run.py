@@ -22,7 +22,9 @@ def check_output(folder: Path, done: str, overwrite: bool) -> None:
     if not folder.is_dir():
         raise HfmegaError(f"{folder} is a file: name a folder with -o.")
     if (folder / done).exists() and not (folder / WORK / FINGERPRINT).exists():
-        raise HfmegaError(f"{folder} holds a finished run: name another folder with -o, or start again with --overwrite.")
+        raise HfmegaError(
+            f"{folder} holds a finished run: name another folder with -o, or start again with --overwrite."
+        )
     if any(folder.iterdir()) and not (folder / WORK).is_dir():
         raise HfmegaError(f"{folder} is not empty: name another folder with -o, or --overwrite what is in it.")
 
@@ -41,7 +43,9 @@ def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
             _claim(folder, fingerprint, overwrite)
             yield work
     except Timeout as error:
-        raise HfmegaError(f"another hfmega is working in {folder}: wait for it, or name another folder with -o.") from error
+        raise HfmegaError(
+            f"another hfmega is working in {folder}: wait for it, or name another folder with -o."
+        ) from error
 
 
 def _claim(folder: Path, fingerprint: str, overwrite: bool) -> None:
@@ -80,4 +84,4 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)

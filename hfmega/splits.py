@@ -1,4 +1,4 @@
-"""Which images do what: fitness, confirm, calibration and test never share one, unless the leak is asked for by name."""
+"""Which images do what: fitness, confirm, calibration and test share none, unless the leak is asked for by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +45,9 @@ def same_dataset(name: str, recorded: str) -> bool:
     return name == recorded or ("/" not in name and name == recorded.rsplit("/", 1)[-1])
 
 
-def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], request: SplitRequest, seed: int) -> SplitPlan:
+def plan_splits(
+    dataset: Dataset, records: Sequence[dict[str, Any] | None], request: SplitRequest, seed: int
+) -> SplitPlan:
     """Choose what the user left open: from the sources' training records, else as for foreign checkpoints.
 
     With records, fitness images are those that no source was trained on, calibration images those that all were, and
@@ -123,8 +125,12 @@ def _leak(request: SplitRequest, fitness: Rows, calibration: Rows, test: Rows) -
     for first, some, second, others in pairs:
         shared = len(np.intersect1d(some, others))
         if shared and not request.allow_leak:
-            raise HfmegaError(f"{shared} images are in both the {first} and the {second} split: name others, or --allow-leak.")
+            raise HfmegaError(
+                f"{shared} images are in both the {first} and the {second} split: name others, or --allow-leak."
+            )
         if shared:
-            steered = "the test set steered the search" if {first, second} == {"fitness", "test"} else "the splits overlap"
+            steered = (
+                "the test set steered the search" if {first, second} == {"fitness", "test"} else "the splits overlap"
+            )
             return f"LEAK, as asked: {steered} ({shared} images are in both the {first} and the {second} split)."
     return None

@@ -17,7 +17,7 @@ from hfmega.recipe import Recipe, Sources
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors of a checkpoint. Raises HfmegaError for a broken file, or a NaN or Inf in it."""
     try:
-        state = load_file(checkpoint.weights)
+        state: dict[str, Tensor] = load_file(checkpoint.weights)
     except (SafetensorError, OSError, ValueError) as error:
         raise HfmegaError(f"{checkpoint.name}: {hub.WEIGHTS} cannot be read: {error}") from error
     for name, tensor in state.items():
@@ -27,17 +27,21 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
-    """Raises HfmegaError unless all have the same architecture, classes, label order, tensor names, shapes and dtypes."""
+    """Raises HfmegaError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
     first, state = checkpoints[0], states[0]
     expected = {name: tuple(t.shape) for name, t in build(first.config).state_dict().items()}
     _same_tensors(first.name, state, f"timm's {first.config['architecture']}", expected)
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
-        for key, what in (("architecture", "architecture"), ("num_classes", "number of classes"), ("label_names", "label order")):
+        for key, what in (
+            ("architecture", "architecture"),
+            ("num_classes", "number of classes"),
+            ("label_names", "label order"),
+        ):
             a, b = first.config.get(key), other.config.get(key)
             if a != b:
                 raise HfmegaError(
-                    f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints of one "
-                    "architecture with the same classes in the same order can be merged."
+                    f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints "
+                    "of one architecture with the same classes in the same order can be merged."
                 )
         _same_tensors(other.name, tensors, first.name, {name: tuple(t.shape) for name, t in state.items()})
         for name, tensor in tensors.items():
@@ -52,7 +56,9 @@ def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expecte
         raise HfmegaError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
     for key, tensor in state.items():
         if tuple(tensor.shape) != expected[key]:
-            raise HfmegaError(f"{name} has {key} of shape {tuple(tensor.shape)}, {expected_of} of shape {expected[key]}.")
+            raise HfmegaError(
+                f"{name} has {key} of shape {tuple(tensor.shape)}, {expected_of} of shape {expected[key]}."
+            )
 
 
 def _short(value: object) -> str:
@@ -60,7 +66,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def mix(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Sources:
+def mix(
+    checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
+) -> Sources:
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
     parameters = dict(build(checkpoints[0].config).named_parameters())
     return Sources(states, parameters, device)
@@ -75,6 +83,11 @@ def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> 
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> str:
-    """Write a state dict as safetensors; returns the sha256 of the file."""
-    save_file(state, path, metadata={"format": "pt"})
+    """Write a state dict as safetensors, whole or not at all; returns the sha256 of the file."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(state, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise HfmegaError(f"{path} cannot be written: {error}") from error
+    temporary.replace(path)
     return hub.sha256_of(path)

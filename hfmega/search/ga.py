@@ -101,14 +101,16 @@ class MeGA:
         draws = Draws(self.seed, "population")
         while len(first) < self.settings.population:
             cuts = sorted(draws.uniform() for _ in range(sources - 1))
-            first.append(Recipe(tuple(b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)), calibrate=calibrate))
+            first.append(
+                Recipe(tuple(b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)), calibrate=calibrate)
+            )
         return tuple(first)
 
     def _breed(self, ranks: Sequence[tuple[float, ...]]) -> tuple[Recipe, ...]:
         """The best individual and mutated children of tournament winners (lines 13 to 35)."""
         settings, draws = self.settings, Draws(self.seed, "generation", len(self.history))
         parents = self._select(ranks, draws)
-        children = []
+        children: list[Recipe] = []
         while len(children) < settings.population - 1:
             if settings.redraw_parents:
                 first, second = self._select(ranks, draws)[:2]

@@ -16,7 +16,7 @@ from .routing import (
     API,
     FILES,
     Call,
-    Refused,
+    RefusedError,
     Response,
     commit_at,
     downloadable,
@@ -34,7 +34,7 @@ REVISION = "(?P<revision>[^/]+)"
 @route("GET", "/api/whoami-v2")
 def whoami(call: Call) -> Response:
     if call.user is None:
-        raise Refused(401, "Invalid username or password.")
+        raise RefusedError(401, "Invalid username or password.")
     token = {"accessToken": {"displayName": "test", "role": call.user.role}}
     return reply({"type": "user", "name": call.user.name, "orgs": [], "auth": token})
 
@@ -43,9 +43,9 @@ def whoami(call: Call) -> Response:
 def create(call: Call) -> Response:
     call = _named_in_body(call)
     if call.user is None or call.user.role != "write" or call.user.name != call.args["id"].partition("/")[0]:
-        raise Refused(403 if call.user else 401, f"You have no right to create {call.args['id']}")
+        raise RefusedError(403 if call.user else 401, f"You have no right to create {call.args['id']}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", call.args["id"], re.ASCII):
-        raise Refused(400, f"Invalid repository name: {call.args['id']}")
+        raise RefusedError(400, f"Invalid repository name: {call.args['id']}")
     prefix = "datasets/" if call.kind == "dataset" else ""
     url = f"{call.site.endpoint}/{prefix}{call.args['id']}"
     if call.site.store.find(call.kind, call.args["id"]):
@@ -76,7 +76,7 @@ def tree(call: Call) -> Response:
     folder = call.args.get("folder", "")
     inside = {path: file for path, file in files.items() if path.startswith(folder and f"{folder}/")}
     if folder and not inside:
-        raise Refused(404, f"{folder} does not exist", "EntryNotFound")
+        raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
     entries = [_entry(path, files) for path in sorted(_listing(inside, folder, call.flag("recursive")))]
     return _page(call, entries)
 
@@ -168,7 +168,7 @@ def _create_ref(call: Call, name: str, revision: str) -> Response:
     repository = writable(call)
     commit = commit_at(repository, revision)
     if name in repository.settings.refs:
-        raise Refused(409, f"Reference {name} exists already")
+        raise RefusedError(409, f"Reference {name} exists already")
     repository.set_ref(name, commit.id)
     return reply({})
 
@@ -179,9 +179,9 @@ def delete_ref(call: Call) -> Response:
     space = "heads" if call.args["space"] == "branch" else "tags"
     ref = f"refs/{space}/{call.args['name']}"
     if ref == "refs/heads/main":
-        raise Refused(403, "The main branch cannot be deleted")
+        raise RefusedError(403, "The main branch cannot be deleted")
     if ref not in repository.settings.refs:
-        raise Refused(404, f"Reference {ref} does not exist", "RevisionNotFound")
+        raise RefusedError(404, f"Reference {ref} does not exist", "RevisionNotFound")
     repository.set_ref(ref, None)
     return reply({})
 
@@ -193,7 +193,7 @@ def resolve(call: Call) -> Response:
     file = commit.files.get(call.args["path"])
     if file is None:
         # With the commit in this answer, the client remembers that the file is absent there.
-        raise Refused(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit.id)
+        raise RefusedError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit.id)
     headers = {"X-Repo-Commit": commit.id, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
     return _part(repository.blob(file.sha256).read_bytes(), call.headers.get("Range"), headers)
 
@@ -210,9 +210,8 @@ def _part(content: bytes, wanted: str | None, headers: dict[str, str]) -> Respon
         start, end = max(size - int(match[2]), 0), size - 1
     if start > end:
         return Response(416, {**headers, "Content-Range": f"bytes */{size}"})
-    return Response(
-        206, {**headers, "Content-Range": f"bytes {start}-{end}/{size}"}, content[start : end + 1]
-    )
+    headers = {**headers, "Content-Range": f"bytes {start}-{end}/{size}"}
+    return Response(206, headers, content[start : end + 1])
 
 
 @route("POST", "/api/validate-yaml")

@@ -68,14 +68,14 @@ class Call:
         """Who asks; None without a token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.site.users:
-            raise Refused(401, "Invalid credentials in Authorization header")
+            raise RefusedError(401, "Invalid credentials in Authorization header")
         return self.site.users.get(token)
 
     def flag(self, name: str) -> bool:
         return self.query.get(name, ["false"])[0].lower() in ("1", "true")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer with an error status; the clients choose their exception by `code`."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
@@ -115,7 +115,7 @@ def answer(call: Call) -> Response:
             return endpoint(call)
         with call.site.store.lock:
             return endpoint(call)
-    except Refused as refused:
+    except RefusedError as refused:
         return refused.response
     except Exception as error:  # a client would retry a lost connection and hide the fault of the server
         traceback.print_exc()
@@ -126,10 +126,9 @@ def _match(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
     for wanted, pattern, endpoint in ROUTES:
         if wanted == method and (match := pattern.fullmatch(path)):
             # Unquoted only now: a revision and a folder hold quoted slashes that are no separators.
-            return endpoint, {
-                name: unquote(part) for name, part in match.groupdict().items() if part is not None
-            }
-    raise Refused(404, f"the test Hub has no {method} {path}")
+            named = {name: part for name, part in match.groupdict().items() if part is not None}
+            return endpoint, {name: unquote(part) for name, part in named.items()}
+    raise RefusedError(404, f"the test Hub has no {method} {path}")
 
 
 def readable(call: Call) -> Repository:
@@ -137,7 +136,7 @@ def readable(call: Call) -> Repository:
     repository = call.site.store.find(call.kind, call.args["id"])
     if repository is None or (repository.settings.private and not owns(call.user, repository)):
         # Anonymous, the Hub does not tell a repository that is missing from one that is hidden.
-        raise Refused(404 if call.user else 401, "Repository not found", "RepoNotFound")
+        raise RefusedError(404 if call.user else 401, "Repository not found", "RepoNotFound")
     return repository
 
 
@@ -145,7 +144,7 @@ def downloadable(call: Call) -> Repository:
     """The repository of the request, if its files may be read: the description of a gated one is public."""
     repository = readable(call)
     if repository.settings.gated and not owns(call.user, repository):
-        raise Refused(403 if call.user else 401, f"Access to {repository.id} is restricted", "GatedRepo")
+        raise RefusedError(403 if call.user else 401, f"Access to {repository.id} is restricted", "GatedRepo")
     return repository
 
 
@@ -153,11 +152,11 @@ def writable(call: Call, by_pull_request: bool = False) -> Repository:
     """The repository of the request, if it may be changed: by its owner, or by anybody as a proposal."""
     repository = readable(call)
     if call.user is None:
-        raise Refused(401, "Invalid username or password.")
+        raise RefusedError(401, "Invalid username or password.")
     if call.user.role != "write":
-        raise Refused(403, "This token has no write permission")
+        raise RefusedError(403, "This token has no write permission")
     if not (by_pull_request or owns(call.user, repository)):
-        raise Refused(403, f"You have no write access to {repository.id}")
+        raise RefusedError(403, f"You have no write access to {repository.id}")
     return repository
 
 
@@ -168,5 +167,5 @@ def owns(user: User | None, repository: Repository) -> bool:
 def commit_at(repository: Repository, revision: str) -> Commit:
     commit = repository.find(revision)
     if commit is None:
-        raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     return commit

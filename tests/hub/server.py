@@ -83,9 +83,8 @@ class Hub:
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name, content = path.relative_to(folder).as_posix(), path.read_bytes()
                 files[name] = repository.add(content, belongs_to_lfs(name, len(content)))
-            return repository.commit(
-                "refs/heads/main", parent, files, title=message, author=repository.owner
-            ).id
+            about = {"title": message, "author": repository.owner}
+            return repository.commit("refs/heads/main", parent, files, **about).id
 
     def _repository(self, repo_id: str, kind: str) -> Repository:
         repository = self._site.store.find(kind, repo_id)
@@ -177,9 +176,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # headers and body are two writes: the second would wait for an acknowledgement
-    )
+    disable_nagle_algorithm = True  # or the body, a second write, waits until the headers are acknowledged
     server: Server
 
     def do_GET(self) -> None:
@@ -197,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             response = reply({"error": "injected by the test"}, fault.status, fault.headers)
         self._send(response, fault)
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _send(self, response: Response, fault: Fault) -> None:
         self.send_response(response.status)
@@ -211,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Silence: `Hub.requests` is the log."""
 
 

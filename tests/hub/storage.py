@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 LARGE = 10 * 1024 * 1024
@@ -24,7 +24,7 @@ def belongs_to_lfs(path: str, size: int) -> bool:
 
 def now() -> str:
     """The time as the clients parse it: they refuse a date without milliseconds or final Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def git_sha1(content: bytes) -> str:
@@ -142,11 +142,9 @@ class Repository:
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.blob(sha256).exists():
             write_atomically(self.blob(sha256), content)
-        return (
-            lfs_file(sha256, len(content))
-            if lfs
-            else File(sha256, len(content), git_sha1(content), lfs=False)
-        )
+        if lfs:
+            return lfs_file(sha256, len(content))
+        return File(sha256, len(content), git_sha1(content), lfs=False)
 
     def commit(self, ref: str, parent: Commit | None, files: Mapping[str, File], **about: str) -> Commit:
         """Record a snapshot on top of `parent` and move `ref` to it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from .cards import check
 from .endpoints import REVISION
-from .routing import API, FILES, Call, Refused, Response, commit_at, reply, route, writable
+from .routing import API, FILES, Call, RefusedError, Response, commit_at, reply, route, writable
 from .storage import LARGE, Commit, File, Repository, belongs_to_lfs, lfs_file
 
 TARGET = "(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)/(?P<oid>[^/]+)/(?P<size>[0-9]+)"
@@ -59,15 +59,13 @@ def _signature(call: Call, target: str) -> str:
 @route("PUT", f"/lfs-upload/(?P<target>{TARGET})/(?P<signature>[^/]+)")
 def lfs_put(call: Call) -> Response:
     if not hmac.compare_digest(call.args["signature"], _signature(call, call.args["target"])):
-        raise Refused(403, "The signature of this address is wrong")
+        raise RefusedError(403, "The signature of this address is wrong")
     repository = call.site.store.find(call.kind, call.args["id"])
     if repository is None:
-        raise Refused(404, "Repository not found", "RepoNotFound")
+        raise RefusedError(404, "Repository not found", "RepoNotFound")
     received = hashlib.sha256(call.body).hexdigest()
     if received != call.args["oid"] or len(call.body) != int(call.args["size"]):
-        raise Refused(
-            400, f"{len(call.body)} bytes with sha256 {received} came in place of {call.args['oid']}"
-        )
+        raise RefusedError(400, f"{len(call.body)} bytes came that are not {call.args['oid']}")
     repository.add(call.body, lfs=True)
     return Response()
 
@@ -86,7 +84,7 @@ def commit(call: Call) -> Response:
     parent = commit_at(repository, call.args["revision"])
     ref = repository.ref_name(call.args["revision"])
     if ref is None or ref.startswith("refs/tags/"):
-        raise Refused(404, f"{call.args['revision']} is not a branch", "RevisionNotFound")
+        raise RefusedError(404, f"{call.args['revision']} is not a branch", "RevisionNotFound")
     header, *changes = [json.loads(line) for line in call.body.splitlines() if line]
     _refuse_stale(parent, header["value"].get("parentCommit"))
     files = dict(parent.files)
@@ -104,15 +102,15 @@ def commit(call: Call) -> Response:
 def _commit_reply(call: Call, repository: Repository, made: Commit, number: int) -> Response:
     prefix = "datasets/" if repository.kind == "dataset" else ""
     url = f"{call.site.endpoint}/{prefix}{repository.id}"
-    pull_request = {"pullRequestUrl": f"{url}/discussions/{number}"} if call.flag("create_pr") else {}
-    return reply(
-        {"success": True, "commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}", **pull_request}
-    )
+    where = {"commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}"}
+    if call.flag("create_pr"):
+        where["pullRequestUrl"] = f"{url}/discussions/{number}"
+    return reply(where)
 
 
 def _refuse_stale(parent: Commit, expected: str | None) -> None:
     if expected not in (None, parent.id):
-        raise Refused(412, f"A commit has happened since {expected}. Please refresh and try again.")
+        raise RefusedError(412, f"A commit has happened since {expected}. Please refresh and try again.")
 
 
 def _next_pull_request(repository: Repository) -> int:
@@ -129,22 +127,22 @@ def _apply(key: str, value: dict[str, Any], files: dict[str, File], repository: 
     elif key in ("deletedFile", "deletedFolder"):
         gone = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(path))]
         if not gone:
-            raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+            raise RefusedError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
         for name in gone:
             del files[name]
     else:
-        raise Refused(400, f"unknown operation {key!r}")
+        raise RefusedError(400, f"unknown operation {key!r}")
 
 
 def _sane(path: str) -> str:
     if any(part in ("", ".", "..", ".git") for part in path.split("/")):
-        raise Refused(400, f"invalid path {path!r}")
+        raise RefusedError(400, f"invalid path {path!r}")
     return path
 
 
 def _regular(repository: Repository, path: str, content: bytes) -> File:
     if len(content) > LARGE:
-        raise Refused(400, f"{path} has more than 10 MiB: upload it by LFS")
+        raise RefusedError(400, f"{path} has more than 10 MiB: upload it by LFS")
     return repository.add(content, lfs=False)
 
 
@@ -152,7 +150,7 @@ def _received(repository: Repository, oid: str, size: int | None) -> File:
     """An LFS file whose bytes are here; each blob was hashed when it came. A copy names no size."""
     blob = repository.blob(oid)
     if not oid.isalnum() or not blob.exists() or size not in (None, blob.stat().st_size):
-        raise Refused(400, f"LFS object {oid} of size {size} has not been uploaded")
+        raise RefusedError(400, f"LFS object {oid} of size {size} has not been uploaded")
     return lfs_file(oid, blob.stat().st_size)
 
 
@@ -162,4 +160,4 @@ def _refuse_bad_card(repository: Repository, parent: Commit, files: dict[str, Fi
         return
     errors, _ = check(repository.blob(readme.sha256).read_text("utf-8", errors="replace"))
     if errors:
-        raise Refused(400, "Invalid metadata in README.md. " + " ".join(errors))
+        raise RefusedError(400, "Invalid metadata in README.md. " + " ".join(errors))

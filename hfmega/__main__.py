@@ -1,0 +1,5 @@
+"""`python -m hfmega`, for torchrun and accelerate launch."""
+
+from hfmega.cli import main
+
+main()

@@ -1,0 +1,309 @@
+"""The commands: parse, call, print. No logic of its own, and nothing heavy is imported before a command runs."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hfmega import HfmegaError, __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, listed in the order given."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+data_options = stack(
+    click.option(
+        "--dataset", metavar="ID|FOLDER|digits", help="Dataset on the Hub, local folder, or the embedded digits."
+    ),
+    click.option("--image-column", metavar="C", help="Image column (default: the one of type Image)."),
+    click.option("--label-column", metavar="C", help="Label column (default: the one of type ClassLabel)."),
+)
+push_options = stack(
+    click.option("--private", is_flag=True, help="Make the repository private if it is new."),
+    click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
+    click.option("--commit-message", metavar="M", help="Title of the commit."),
+    click.option("--token", metavar="T", help="Hub token (default: HF_TOKEN, or that of `hf auth login`)."),
+)
+common_options = stack(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+)
+run_options = stack(
+    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
+    click.option("--cpu", is_flag=True, help="Do not use a GPU."),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hfmega")
+def cli() -> None:
+    """Merge checkpoints from the Hugging Face Hub into one, prove what was gained, publish it with its lineage."""
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the merge is written.")
+@data_options
+@click.option("--fitness-split", metavar="S", help="Images that steer the search, e.g. 'train[:5000]'.")
+@click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
+@click.option("--test-split", metavar="S", help="Images of the report, read once at the end.")
+@click.option("--confirm-share", type=float, metavar="P", help="Share of the fitness images kept for the run-off.")
+@click.option("--allow-leak", is_flag=True, help="Let splits overlap; card, lineage and console will say so.")
+@click.option("--preset", type=click.Choice(["default", "paper", "author"]), default="default", show_default=True)
+@click.option("--population", type=int, metavar="N", help="Individuals per generation [20].")
+@click.option("--generations", type=int, metavar="G", help="Populations that are scored [20].")
+@click.option("--parents", type=int, metavar="K", help="Parents per generation [4].")
+@click.option("--tournament", type=int, metavar="T", help="Individuals per tournament [3].")
+@click.option(
+    "--mutation-rate", type=float, metavar="P", help="Probability that an element (or tensor) mutates [0.02]."
+)
+@click.option("--mutation-sigma", type=float, metavar="S", help="Standard deviation of a mutation.")
+@click.option("--mutation-unit", type=click.Choice(["element", "tensor"]), help="What mutates as one.")
+@click.option("--fitness", type=click.Choice(["accuracy", "loss"]), help="What the search maximises or minimises.")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=None,
+    help="BatchNorm statistics re-estimated or not (neither: tried on the fitness split).",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
+@click.option(
+    "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
+)
+@run_options
+@click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
+@push_options
+@common_options
+def merge(sources: tuple[str, ...], **flags: Any) -> None:
+    """Merge two or more checkpoints: user/name[@revision], hf://user/name[@revision], or local folders."""
+    from hfmega import launch
+
+    processes = launch.processes_wanted(flags["num_processes"], flags["cpu"])
+    if processes > 1:
+        sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
+    use_cpu(flags["cpu"])
+    from hfmega import card, hub, lineage
+    from hfmega.merge import merge as run_merge
+
+    settings, output = merge_settings(sources, flags), open_output(flags)
+    target = push_target(flags["push_to_hub"], flags)
+    if target:
+        hub.check_login(target)
+    made = run_merge(settings, output)
+    if made is None:
+        return
+    output.table("On the test images", *card.comparison_rows(made))
+    output.say(card.verdict(made))
+    publish(settings.output, target, output)
+    output.result(settings.output, lineage.summary(made, settings.output))
+
+
+def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
+    """The settings that the preset and the flags amount to."""
+    from hfmega.merge import PRESETS, MergeSettings
+    from hfmega.search.ga import GASettings
+    from hfmega.splits import SplitRequest
+
+    preset = PRESETS[flags["preset"]]
+    constants = {f.name: flags[f.name] for f in fields(GASettings) if flags.get(f.name) is not None}
+    share = preset.confirm_share if flags["confirm_share"] is None else flags["confirm_share"]
+    return MergeSettings(
+        sources=sources,
+        output=flags["output"] or default_folder(sources),
+        dataset=flags["dataset"],
+        image_column=flags["image_column"],
+        label_column=flags["label_column"],
+        splits=SplitRequest(
+            flags["fitness_split"], flags["calibration_split"], flags["test_split"], share, flags["allow_leak"]
+        ),
+        preset=flags["preset"],
+        search=replace(preset.search, **constants),
+        calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
+        seed=flags["seed"],
+        overwrite=flags["overwrite"],
+        token=flags["token"],
+    )
+
+
+def default_folder(sources: tuple[str, ...]) -> Path:
+    """`merges/first+second`, of the sources' last names."""
+    names = [source.split("@")[0].rstrip("/").split("/")[-1] for source in sources]
+    more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
+    return Path("merges") / "+".join([*names[:3], *more])
+
+
+@cli.command()
+@click.argument("network", metavar="ARCH|SOURCE")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Checkpoint folder."
+)
+@data_options
+@click.option("--train-split", default="train[10%:]", show_default=True, metavar="S", help="Images to train on.")
+@click.option("--epochs", type=int, default=50, show_default=True, metavar="N")
+@click.option("--batch-size", type=int, default=256, show_default=True, metavar="N")
+@click.option(
+    "--lr", "learning_rate", type=float, default=0.01, show_default=True, metavar="X", help="Of Adam, constant."
+)
+@click.option("--seed", type=int, default=56, show_default=True, metavar="N", help="Seed of weights and order.")
+@click.option("--init", metavar="SOURCE", help="Checkpoint to start from, e.g. the trunk of several branches.")
+@run_options
+@click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
+@push_options
+@common_options
+def train(network: str, **flags: Any) -> None:
+    """Train a source by the paper's protocol; its card records the split and the seed."""
+    use_cpu(flags["cpu"])
+    from hfmega import hub
+    from hfmega.train import TrainSettings
+    from hfmega.train import train as run_train
+
+    output, target = open_output(flags), push_target(flags["push_to_hub"], flags)
+    if target:
+        hub.check_login(target)
+    names = {f.name for f in fields(TrainSettings)} & flags.keys()
+    settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
+    accuracy = run_train(settings, output)
+    output.say(f"accuracy on the held-out images: {accuracy:.4f}")
+    publish(settings.output, target, output)
+    output.result(settings.output, {"output": str(settings.output), "held_out_accuracy": accuracy})
+
+
+@cli.command()
+@click.argument("source", metavar="SOURCE")
+@data_options
+@click.option("--split", metavar="S", help="Images (default: those that a merge was reported on, else the test split).")
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option("--token", metavar="T", help="Hub token.")
+@common_options
+def evaluate(source: str, **flags: Any) -> None:
+    """Accuracy with a 95 % interval, loss, and accuracy per class of one checkpoint."""
+    use_cpu(flags["cpu"])
+    from hfmega import lineage
+    from hfmega.evaluate import evaluate_checkpoint
+
+    output = open_output(flags)
+    checkpoint, dataset, split = lineage.evaluation_target(
+        source, flags["dataset"], flags["split"], flags["image_column"], flags["label_column"], flags["token"]
+    )
+    found = evaluate_checkpoint(checkpoint, dataset, split)
+    output.table(f"{source} on {split}", ["class", "accuracy"], [[c, f"{a:.4f}"] for c, a in found.per_class.items()])
+    low, high = found.interval
+    output.say(
+        f"accuracy {found.accuracy:.4f} ({found.correct:,} of {found.total:,}), "
+        f"95 % interval {low:.4f} to {high:.4f}, loss {found.loss:.4f}"
+    )
+    output.result(f"{found.accuracy:.4f}", asdict(found))
+
+
+@cli.command()
+@click.argument("source", metavar="DIR|ID")
+@click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Keep the rebuilt weights here.")
+@click.option("--token", metavar="T", help="Hub token.")
+@common_options
+def replay(source: str, sources: Path | None, **flags: Any) -> None:
+    """Rebuild a merge from its lineage and its pinned sources, and compare the sha256; exit 0 only when equal."""
+    from hfmega import lineage
+
+    output = open_output(flags)
+    found = lineage.replay(source, sources, flags["output"], flags["token"])
+    output.say(f"rebuilt {found.sha256}\nlineage {found.expected}\n{'equal' if found.equal else 'DIFFERENT'}")
+    output.result(found.sha256, {"sha256": found.sha256, "expected": found.expected, "equal": found.equal})
+    sys.exit(0 if found.equal else 1)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("repo_id", metavar="ID")
+@push_options
+@common_options
+def push(folder: Path, repo_id: str, **flags: Any) -> None:
+    """Publish a finished folder as user/name, in one commit."""
+    output = open_output(flags)
+    target = push_target(repo_id, flags)
+    url = publish(folder, target, output)
+    output.result(url, {"url": url})
+
+
+def use_cpu(cpu: bool) -> None:
+    """Accelerate reads its device from the environment."""
+    if cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def open_output(flags: dict[str, Any]) -> Any:
+    """The output sink of this process: only the main one speaks."""
+    from hfmega.output import Output
+
+    return Output(flags["as_json"], muted=os.environ.get("RANK", "0") != "0", verbose=flags["verbose"])
+
+
+def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
+    """Where to publish, if anywhere."""
+    from hfmega.hub import Push
+
+    if repo_id is None:
+        return None
+    return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"], flags["token"])
+
+
+def publish(folder: Path, target: Any, output: Any) -> str:
+    """Push a folder if there is a target, and say where it went."""
+    from hfmega import hub
+
+    if target is None:
+        return ""
+    url = hub.push(folder, target)
+    output.say(f"published: {url}")
+    return url
+
+
+def main() -> None:
+    """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    try:
+        sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted; the same command resumes where it stopped.", 130)
+    except HfmegaError as error:
+        if debug:
+            raise
+        fail(str(error), 1)
+    except OSError as error:
+        if debug:
+            raise
+        fail(disk_problem(error), 1)
+
+
+def disk_problem(error: OSError) -> str:
+    """The sentence for a disk that is full or may not be written."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space, and the same command resumes where it stopped."
+    return f"{error.strerror or error}: {error.filename or 'a file'}."
+
+
+def fail(sentence: str, code: int) -> None:
+    """One sentence on stderr, once however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"hfmega: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,52 @@
+"""Starting `hfmega merge` again in several processes, as torchrun does."""
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+DISTRIBUTED: Final = "WORLD_SIZE"
+
+
+def processes_wanted(asked: int | None, cpu: bool) -> int:
+    """How many processes to start: as asked, else one per visible GPU; 1 inside a launch that is under way."""
+    if DISTRIBUTED in os.environ:
+        return 1
+    if asked is not None:
+        return asked
+    import torch
+
+    return 1 if cpu else max(1, torch.cuda.device_count())
+
+
+def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
+    """Run `hfmega ARGUMENTS` in several processes on this machine and wait; returns the exit code of the first failure.
+
+    Each process gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
+    """
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Its messages are about its own workers; ours have said what went wrong by then.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if cpu or not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "hfmega", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return max(1, failure.exitcode)
+    return 0
