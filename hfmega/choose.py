@@ -65,8 +65,8 @@ def run_off(
     """Choose between what the search found and what needed no search.
 
     The uniform average and the sources (with and without calibration) were chosen by nobody: the lowest mean loss on
-    all search and confirm images stands. The search's best, or the centroid of its last population, replaces it only with a
-    mean loss on the confirm images that is lower by more than one standard error of the paired difference.
+    all search and confirm images stands. The search's best, or the centroid of its last population, replaces it only
+    with a mean loss on the confirm images that is lower by more than one standard error of the paired difference.
     Without confirm images the search's best is the answer (presets `paper` and `author`).
     """
     if confirm is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, hf_hub_download, parse_hf_uri
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, metadata_load, parse_hf_uri
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -121,7 +121,7 @@ def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoi
 
 
 def _download_weights(repo_id: str, commit: str, stated: str | None, token: str | None) -> str:
-    """Bring the weights and return their sha256. The client does not check what came: a damaged file is fetched again."""
+    """Bring the weights, return their sha256. The client does not check what came: a damaged file is fetched again."""
     for again in (False, True):
         path = Path(hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, force_download=again))
         sha256 = sha256_of(path)
@@ -133,9 +133,10 @@ def _download_weights(repo_id: str, commit: str, stated: str | None, token: str 
 def _license(card: Path) -> str | None:
     """The license that a card states; None when there is no card, or none that can be parsed."""
     try:
-        found = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")  # type: ignore[no-untyped-call]
+        metadata = metadata_load(card) or {}
     except (OSError, ValueError, YAMLError):
         return None
+    found = metadata.get("license")
     return found if isinstance(found, str) else None
 
 

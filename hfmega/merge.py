@@ -14,7 +14,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
 
 from hfmega import HfmegaError, __version__, card, hub, lineage, run
 from hfmega.choose import Chosen, calibration_pays, ensembles, judge, reference, rivals, run_off
@@ -40,7 +39,7 @@ class Progress:
     seconds: float = 0.0
 
 
-PROGRESS: Final = TypeAdapter(Progress, config={"ser_json_inf_nan": "constants"})
+PROGRESS: Final = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)
@@ -293,7 +292,7 @@ def write_model(folder: Path, job: Job, recipe: Recipe) -> str:
     evaluator = job.evaluator
     statistics = evaluator.statistics(recipe)
     if statistics:
-        save_file(statistics, folder / hub.STATISTICS)
+        save_weights(statistics, folder / hub.STATISTICS)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

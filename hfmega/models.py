@@ -167,13 +167,13 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     architecture = str(config.get("architecture"))
     if not timm.is_model(architecture):
         raise HfmegaError(f"the architecture {architecture!r} is unknown to timm {timm.__version__}: update timm.")
-    options = dict(config.get("model_args", {}))
+    options = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
     if config.get("pretrained_cfg"):
         options["pretrained_cfg"] = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
     try:
         with torch.random.fork_rng(devices=[]):  # drawing weights must not move the caller's generator
             torch.manual_seed(seed)
-            model = timm.create_model(architecture, pretrained=False, num_classes=config["num_classes"], **options)
+            model = timm.create_model(architecture, pretrained=False, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise HfmegaError(f"timm cannot build {architecture} from this config: {error}") from error
     return model.eval()  # type: ignore[no-any-return]

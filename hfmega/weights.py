@@ -1,17 +1,19 @@
 """The tensors of checkpoints: reading them, whether they can be merged, mixing, writing."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hfmega import HfmegaError, hub
 from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.recipe import Recipe, Sources
+from hfmega.run import write_atomically
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -83,11 +85,7 @@ def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> 
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> str:
-    """Write a state dict as safetensors, whole or not at all; returns the sha256 of the file."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(state, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise HfmegaError(f"{path} cannot be written: {error}") from error
-    temporary.replace(path)
-    return hub.sha256_of(path)
+    """Write tensors as safetensors, whole or not at all; returns the sha256 of the file."""
+    content = save(state, metadata={"format": "pt"})
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
