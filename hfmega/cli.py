@@ -115,8 +115,8 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
 
 def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
     """The settings that the preset and the flags amount to."""
-    from hfmega.merge import PRESETS, MergeSettings
     from hfmega.search.ga import GASettings
+    from hfmega.settings import PRESETS, MergeSettings
     from hfmega.splits import SplitRequest
 
     preset = PRESETS[flags["preset"]]
@@ -177,10 +177,11 @@ def train(network: str, **flags: Any) -> None:
         hub.check_login(target)
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
-    accuracy = run_train(settings, output)
-    output.say(f"accuracy on the held-out images: {accuracy:.4f}")
+    held_out = run_train(settings, output)
+    if held_out:
+        output.say(f"accuracy {held_out.accuracy:.4f} on the {held_out.total:,} held-out images ({held_out.split})")
     publish(settings.output, target, output)
-    output.result(settings.output, {"output": str(settings.output), "held_out_accuracy": accuracy})
+    output.result(settings.output, {"output": str(settings.output), "held_out": asdict(held_out) if held_out else None})
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -31,7 +31,6 @@ class Score:
     total: int
     loss: float
     exact: bool = True
-    __pydantic_config__: ClassVar = {"ser_json_inf_nan": "constants"}  # a failed candidate's loss is infinite
 
     @property
     def accuracy(self) -> float:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
@@ -21,6 +21,8 @@ from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_wei
 
 FORMAT_VERSION: Final = 1
 
+
+NUMBERS: Final = {"ser_json_inf_nan": "strings"}  # a failed candidate's loss is infinite, which JSON has no number for
 
 Interval = tuple[float, float]
 Kind = Literal["source", "calibrated source", "average", "ensemble"]
@@ -130,6 +132,7 @@ class Lineage:
     seconds: float
     notes: tuple[str, ...] = ()
     leak: str | None = None
+    __pydantic_config__: ClassVar = NUMBERS
 
 
 _SCHEMA: Final = TypeAdapter(Lineage)

@@ -5,10 +5,10 @@ import json
 import platform
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from accelerate import PartialState
@@ -16,7 +16,18 @@ from accelerate.utils import broadcast_object_list
 from pydantic import TypeAdapter
 
 from hfmega import HfmegaError, __version__, card, hub, lineage, run
-from hfmega.choose import Chosen, calibration_pays, ensembles, judge, reference, rivals, run_off
+from hfmega.choose import (
+    AVERAGE,
+    CENTROID,
+    SEARCH,
+    Chosen,
+    calibration_pays,
+    ensembles,
+    judge,
+    reference,
+    rivals,
+    run_off,
+)
 from hfmega.compare import answers
 from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, open_dataset
 from hfmega.evaluate import Evaluator, Score, predict_checkpoint
@@ -25,8 +36,9 @@ from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, SourceEntry
 from hfmega.output import Output
 from hfmega.recipe import Recipe
 from hfmega.search import Searcher
-from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings, MeGA
-from hfmega.splits import SplitPlan, SplitRequest, plan_splits
+from hfmega.search.ga import MeGA
+from hfmega.settings import MergeSettings, recorded
+from hfmega.splits import SplitPlan, plan_splits
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
 
@@ -37,43 +49,10 @@ class Progress:
     scores: list[list[Score]] = field(default_factory=list)
     forward_passes: int = 0
     seconds: float = 0.0
+    __pydantic_config__: ClassVar = lineage.NUMBERS
 
 
 PROGRESS: Final = TypeAdapter(Progress)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What `--preset` stands for. calibrate None: decided on the fitness images. confirm_share 0: no run-off."""
-
-    search: GASettings
-    calibrate: bool | None
-    confirm_share: float
-
-
-PRESETS: Final = {
-    "default": Preset(DEFAULT, None, 0.4),
-    "paper": Preset(PAPER, False, 0.0),
-    "author": Preset(AUTHOR, False, 0.0),
-}
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """Everything that a merge depends on, but the machine."""
-
-    sources: tuple[str, ...]
-    output: Path
-    dataset: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    splits: SplitRequest = field(default_factory=SplitRequest)
-    preset: str = "default"
-    search: GASettings = DEFAULT
-    calibrate: bool | None = None
-    seed: int = 0
-    overwrite: bool = False
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -162,6 +141,10 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
     evaluator = Evaluator(config, mix(checkpoints, states, state.device), splits.get("calibration"))
+    if settings.calibrate and not evaluator.can_calibrate:
+        raise HfmegaError(
+            "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
+        )
     return Job(
         settings,
         tuple(checkpoints),
@@ -181,13 +164,14 @@ def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> li
     if len(settings.sources) < 2:
         raise HfmegaError("one source cannot be merged: name two or more.")
     checkpoints: dict[str, Checkpoint] = {}
+    taken = {AVERAGE, SEARCH, CENTROID}
     for source in settings.sources:
         output.say(f"pulling {source}")
         with state.main_process_first():
             found = hub.pull(source, settings.token)
         if found.sha256 in (c.sha256 for c in checkpoints.values()):
             raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
-        if found.name in checkpoints:
+        if found.name in taken | checkpoints.keys():
             found = replace(found, name=f"{found.name}-{found.sha256[:6]}")
         checkpoints[found.name] = found
     return list(checkpoints.values())
@@ -269,7 +253,7 @@ def report(job: Job, searcher: Searcher, chosen: Chosen, progress: Progress) -> 
         sources=tuple(source_entry(checkpoint, references) for checkpoint in job.checkpoints),
         nodes=(NodeEntry("merge", tuple(job.names), chosen.recipe, fitness, result.accuracy, tuple(searcher.history)),),
         recipe=chosen.recipe,
-        settings={**recorded(job.settings), "calibrate": chosen.recipe.calibrate},
+        settings={**recorded(job.settings), "calibrate": searcher.best.calibrate},
         data=data_entry(job),
         environment=environment(evaluator.state),
         references=tuple(references),
@@ -297,23 +281,6 @@ def write_model(folder: Path, job: Job, recipe: Recipe) -> str:
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return save_weights(rebuild(evaluator.sources, recipe, statistics), folder / hub.WEIGHTS)
-
-
-def recorded(settings: MergeSettings) -> dict[str, Any]:
-    """Every constant of a merge, without the places and the token of the machine that made it."""
-    return {
-        "preset": settings.preset,
-        "seed": settings.seed,
-        **asdict(settings.search),
-        "calibrate": settings.calibrate,
-        "confirm_share": settings.splits.confirm_share,
-        "fitness_split": settings.splits.fitness,
-        "calibration_split": settings.splits.calibration,
-        "test_split": settings.splits.test,
-        "allow_leak": settings.splits.allow_leak,
-        "image_column": settings.image_column,
-        "label_column": settings.label_column,
-    }
 
 
 def source_entry(checkpoint: Checkpoint, references: list[Reference]) -> SourceEntry:

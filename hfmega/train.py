@@ -14,9 +14,8 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from hfmega import HfmegaError, card, hub, run
-from hfmega.compare import answers
 from hfmega.data import Dataset, Split, load_split, normalizer, open_dataset, rows_of, spell
-from hfmega.evaluate import predict_checkpoint
+from hfmega.evaluate import Evaluation, evaluate_checkpoint
 from hfmega.models import build
 from hfmega.output import Output
 from hfmega.rng import permutation
@@ -49,8 +48,8 @@ class TrainSettings:
             raise HfmegaError("epochs, batch size and learning rate must be positive.")
 
 
-def train(settings: TrainSettings, output: Output) -> float:
-    """Train, or go on training, and write a checkpoint folder; returns the accuracy on the held-out images.
+def train(settings: TrainSettings, output: Output) -> Evaluation | None:
+    """Train, or go on training, and write a checkpoint folder; returns how it does on the held-out images, if any.
 
     A state is kept after every epoch; the same command again resumes from it to the same weights.
     Raises HfmegaError for anything that stands in the way.
@@ -77,10 +76,13 @@ def train(settings: TrainSettings, output: Output) -> float:
             model_config={"label_names": labels, "pretrained_cfg": {"tag": f"s{settings.seed}"}, "hfmega": record},
         )
         save_weights(state, settings.output / hub.WEIGHTS)
-        accuracy = held_out_accuracy(settings.output, dataset, device)
-        card.write_source_card(hub.pull(str(settings.output)).config, accuracy, settings.output)
+        checkpoint = hub.pull(str(settings.output))
+        held_out = (
+            evaluate_checkpoint(checkpoint, dataset, record["held_out_split"]) if record["held_out_split"] else None
+        )
+        card.write_source_card(checkpoint.config, held_out, settings.output)
         run.finish(settings.output)
-    return accuracy
+    return held_out
 
 
 def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
@@ -173,13 +175,3 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, devic
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["epoch"])
-
-
-def held_out_accuracy(folder: Path, dataset: Dataset, device: torch.device) -> float:
-    """The accuracy on the images that were held out; NaN when none were."""
-    checkpoint = hub.pull(str(folder))
-    assert checkpoint.record is not None
-    if checkpoint.record["held_out_split"] is None:
-        return float("nan")
-    split = load_split(dataset, rows_of(dataset, checkpoint.record["held_out_split"]), checkpoint.config, "held out")
-    return answers(predict_checkpoint(checkpoint, split, device), split.labels).accuracy

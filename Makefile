@@ -1,0 +1,37 @@
+# The same targets locally and in CI. Everything is installed into .venv; nothing else is assumed but Python.
+PYTHON ?= python3
+BIN := .venv/bin
+HFMEGA := $(BIN)/hfmega
+DIGITS := --dataset digits --train-split 'train[400:]' --batch-size 64
+
+.PHONY: demo test lint wheel clean
+
+demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
+	rm -rf runs/demo
+	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 8 --seed 1 -o runs/demo/trunk
+	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 5 --seed 2 --init runs/demo/trunk -o runs/demo/branch-2
+	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 5 --seed 3 --init runs/demo/trunk -o runs/demo/branch-3
+	$(HFMEGA) merge runs/demo/branch-2 runs/demo/branch-3 --dataset digits --population 12 --generations 5 -o runs/demo/merged
+	@echo "the card: runs/demo/merged/README.md"
+
+test: lint  ## lint, then every test, with a floor under the coverage
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel:  ## dist/hfmega-*.whl, with any Python that has pip
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv dist runs .coverage* .mypy_cache .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

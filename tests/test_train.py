@@ -1,0 +1,109 @@
+"""Training: the record it leaves, that it resumes to the same weights, and that branches start from their trunk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfmega import HfmegaError, hub, train
+from hfmega.output import Output
+from hfmega.train import TrainSettings
+
+QUIET = Output(muted=True)
+
+
+def settings(output: Path) -> TrainSettings:
+    return TrainSettings(
+        "resnet8_cifar", output, dataset="digits", train_split="train[1000:]", epochs=2, batch_size=64, seed=5
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "source"
+    train.train(settings(folder), QUIET)
+    return folder
+
+
+def test_the_record_says_which_images_were_seen_and_which_were_not(trained: Path) -> None:
+    record = hub.pull(str(trained)).record
+    assert record is not None
+    assert (record["dataset"], record["train_split"], record["held_out_split"]) == (
+        "digits",
+        "train[1000:]",
+        "train[:1000]",
+    )
+    assert (record["seed"], record["epochs"], record["batch_size"], record["learning_rate"]) == (5, 2, 64, 0.01)
+    assert (record["optimizer"], record["init"]) == ("adam", None)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """Judged by the training loss: after so few steps the running statistics of BatchNorm lag far behind."""
+    lines: list[str] = []
+    output = Output()
+    output.say = lines.append  # type: ignore[method-assign]
+    train.train(replace(settings(tmp_path / "out"), epochs=4), output)
+    losses = [float(line.rsplit(" ", 1)[1]) for line in lines if "training loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_killed_training_resumes_to_the_same_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, epochs = train.save_state, []
+
+    def killed_after_the_first(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        epochs.append(arguments[2])
+        if len(epochs) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_state", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(settings(tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out/model.safetensors").exists()
+    train.train(settings(tmp_path / "out"), QUIET)
+    assert epochs == [1, 2]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+
+
+def test_a_branch_starts_from_its_trunk(trained: Path, tmp_path: Path) -> None:
+    branch = replace(settings(tmp_path / "out"), init=str(trained), epochs=1, learning_rate=1e-9, seed=6)
+    train.train(branch, QUIET)
+    trunk, ours = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert torch.allclose(trunk["layer3.0.conv1.weight"], ours["layer3.0.conv1.weight"], atol=1e-6)
+    record = hub.pull(str(tmp_path / "out")).record
+    assert record is not None
+    assert record["init"] == hub.sha256_of(trained / "model.safetensors")
+
+
+def test_a_source_in_place_of_an_architecture_is_where_training_starts(trained: Path, tmp_path: Path) -> None:
+    train.train(replace(settings(tmp_path / "out"), network=str(trained), epochs=1, learning_rate=1e-9), QUIET)
+    trunk, ours = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert torch.allclose(trunk["conv1.weight"], ours["conv1.weight"], atol=1e-6)
+
+
+def test_seeds_differ(trained: Path, tmp_path: Path) -> None:
+    train.train(replace(settings(tmp_path / "out"), seed=6, epochs=1), QUIET)
+    first, second = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+
+
+def test_a_diverging_training_says_so(tmp_path: Path) -> None:
+    with pytest.raises(HfmegaError, match="training diverged in epoch 1"):
+        train.train(replace(settings(tmp_path / "out"), learning_rate=1e30), QUIET)
+
+
+def test_the_architecture_must_be_that_of_the_start(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(HfmegaError, match="is a resnet8_cifar, not a resnet20_cifar"):
+        train.train(replace(settings(tmp_path / "out"), network="resnet20_cifar", init=str(trained)), QUIET)
+
+
+def test_constants_that_train_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HfmegaError, match="must be positive"):
+        replace(settings(tmp_path / "out"), epochs=0)
