@@ -85,7 +85,8 @@ def run_off(
     challengers = {name: on_confirm[recipe] for name, recipe in found.items()}
     better = [n for n, a in challengers.items() if clearly_lower_loss(a, on_confirm[plain[standing]])]
     winner = min(better, key=lambda name: challengers[name].mean_loss, default=standing)
-    candidates = [_candidate(n, a) for n, a in everything.items()] + [_candidate(n, a) for n, a in challengers.items()]
+    challengers = {f"{standing}, confirm images only": on_confirm[plain[standing]], **challengers}
+    candidates = [_candidate(name, judged) for name, judged in (everything | challengers).items()]
     return Chosen(winner, (plain | found)[winner], tuple(candidates))
 
 

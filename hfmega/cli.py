@@ -294,6 +294,12 @@ def main() -> None:
         if debug:
             raise
         fail(disk_problem(error), 1)
+    except RuntimeError as error:
+        from hfmega.launch import lost_a_peer
+
+        if debug or not lost_a_peer(error):
+            raise
+        fail("another process of this run has ended; the same command resumes where it stopped.", 1)
 
 
 def disk_problem(error: OSError) -> str:

@@ -1,14 +1,16 @@
 """Recipes -> scores on a device, spread over processes by Accelerate; BatchNorm calibration."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 
+from hfmega import HfmegaError
 from hfmega.compare import answers
 from hfmega.data import Dataset, Split, load_split, normalizer, rows_of
 from hfmega.hub import Checkpoint
@@ -21,6 +23,20 @@ from hfmega.weights import check_mergeable, load_weights, mix
 BATCH_SIZE: Final = {"cpu": 128, "cuda": 1024}
 
 T = TypeVar("T")
+
+
+def processes() -> PartialState:
+    """The processes that share the work, and this one's device.
+
+    Accelerate's PartialState takes several CPU processes for one each unless told that they run on CPUs.
+    Raises HfmegaError when it sees another number of processes than were launched.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise HfmegaError(f"{launched} processes were launched, but each sees {state.num_processes}: use torchrun.")
+    return state
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Evaluator:
     """
 
     def __init__(self, config: dict[str, Any], sources: Sources, calibration: Split | None) -> None:
-        self.state = PartialState()
+        self.state = processes()
         self.sources = sources
         self.images_seen = 0
         self._calibration = calibration
@@ -98,10 +114,10 @@ class Evaluator:
 
     def _spread(self, work: Callable[[Recipe], T], recipes: Sequence[Recipe]) -> list[T]:
         """work(recipe) for each recipe, every n-th in each of n processes; the same list in all of them."""
-        rank, processes = self.state.process_index, self.state.num_processes
+        rank, count = self.state.process_index, self.state.num_processes
         before = self.images_seen
-        mine = [(i, work(recipes[i])) for i in range(rank, len(recipes), processes)]
-        if processes == 1:
+        mine = [(i, work(recipes[i])) for i in range(rank, len(recipes), count)]
+        if count == 1:
             return [result for _, result in mine]
         everyone = gather_object([(mine, self.images_seen - before)])
         self.images_seen = before + sum(seen for _, seen in everyone)
@@ -191,7 +207,7 @@ def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.devic
 def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> Evaluation:
     """A checkpoint on a slice of a dataset. Raises HfmegaError for anything that does not fit."""
     split = load_split(dataset, rows_of(dataset, spec), checkpoint.config, spec)
-    judged = answers(predict_checkpoint(checkpoint, split, PartialState().device), split.labels)
+    judged = answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
     names = checkpoint.config.get("label_names") or dataset.classes
     classes = split.labels.unique().tolist()
     return Evaluation(

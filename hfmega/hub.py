@@ -164,12 +164,15 @@ def _pin(repo_id: str, revision: str | None, token: str | None) -> tuple[str, st
         weights = Path(hf_hub_download(repo_id, WEIGHTS, revision=revision))
         blob = weights.resolve().name
         return weights.parent.name, blob if len(blob) == 64 else None
-    info = api(token).model_info(repo_id, revision=revision, files_metadata=True)
-    files = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    _require_safetensors(repo_id, files)
-    lfs = files[WEIGHTS].lfs
-    assert info.sha is not None
-    return info.sha, lfs.sha256 if lfs else None
+    client = api(token)
+    info = client.model_info(repo_id, revision=revision, files_metadata=True)
+    _require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
+    # Asked for by its name, so that offline the cache knows what the name meant; all else comes from this commit.
+    commit = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token)).parent.name
+    if commit != info.sha:
+        info = client.model_info(repo_id, revision=commit, files_metadata=True)
+    (lfs,) = [sibling.lfs for sibling in info.siblings or [] if sibling.rfilename == WEIGHTS]
+    return commit, lfs.sha256 if lfs else None
 
 
 def _require_safetensors(where: str, files: Iterable[str]) -> None:
@@ -263,9 +266,11 @@ def push(folder: Path, target: Push) -> str:
     try:
         client.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
         commit = client.create_commit(target.repo_id, operations, commit_message=message, create_pr=target.create_pr)
-    except CLIENT_ERRORS as error:
-        again = f"{folder} is complete: `hfmega push {folder} {target.repo_id}` finishes the job"
-        raise HfmegaError(f"{explained(error, target.repo_id)} {again}.") from error
+    except (*CLIENT_ERRORS, RuntimeError) as error:  # a refused upload of a large file is a RuntimeError
+        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
+        propose = ", and --create-pr proposes it where you may not write" if forbidden else ""
+        again = f"{folder} is complete: `hfmega push {folder} {target.repo_id}` finishes the job{propose}."
+        raise HfmegaError(f"{explained(error, target.repo_id)} {again}") from error
     return commit.pr_url or commit.commit_url
 
 
@@ -295,5 +300,6 @@ EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (LocalTokenNotFoundError, "there is no token: log in with `hf auth login`, or set HF_TOKEN."),
     (HFValidationError, "{what} is not a valid Hub id: {error}"),
     (HfHubHTTPError, "the Hub refused {what}: {error}"),
+    (RuntimeError, "the Hub did not take {what}: {error}"),
     (httpx2.HTTPError, "the connection to the Hub failed for {what}: {error}"),
 )

@@ -21,6 +21,12 @@ def processes_wanted(asked: int | None, cpu: bool) -> int:
     return 1 if cpu else max(1, torch.cuda.device_count())
 
 
+def lost_a_peer(error: Exception) -> bool:
+    """Whether a collective failed because another process of the run had ended."""
+    signs = ("connection closed by peer", "connection reset by peer", "remote worker", "remote process", "gloo", "nccl")
+    return isinstance(error, RuntimeError) and DISTRIBUTED in os.environ and any(s in str(error).lower() for s in signs)
+
+
 def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     """Run `hfmega ARGUMENTS` in several processes on this machine and wait; returns the exit code of the first failure.
 

@@ -30,7 +30,7 @@ from hfmega.choose import (
 )
 from hfmega.compare import answers
 from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, open_dataset
-from hfmega.evaluate import Evaluator, Score, predict_checkpoint
+from hfmega.evaluate import Evaluator, Score, predict_checkpoint, processes
 from hfmega.hub import Checkpoint
 from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.output import Output
@@ -115,7 +115,7 @@ def merge(settings: MergeSettings, output: Output) -> Lineage | None:
 
 def prepare(settings: MergeSettings, output: Output) -> Job:
     """Everything before the search: pull the sources, check that they can be merged, choose and decode the images."""
-    state = PartialState()
+    state = processes()
     checkpoints = pull_all(settings, output, state)
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)

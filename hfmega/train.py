@@ -9,13 +9,12 @@ from typing import Any, Final
 import numpy as np
 import timm
 import torch
-from accelerate import PartialState
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from hfmega import HfmegaError, card, hub, run
 from hfmega.data import Dataset, Split, load_split, normalizer, open_dataset, rows_of, spell
-from hfmega.evaluate import Evaluation, evaluate_checkpoint
+from hfmega.evaluate import Evaluation, evaluate_checkpoint, processes
 from hfmega.models import build
 from hfmega.output import Output
 from hfmega.rng import permutation
@@ -59,7 +58,7 @@ def train(settings: TrainSettings, output: Output) -> Evaluation | None:
     config, start = starting_point(settings, dataset)
     record = make_record(settings, dataset)
     images = load_split(dataset, rows_of(dataset, record["train_split"]), config, "train")
-    device = PartialState().device
+    device = processes().device
     output.say(
         f"training {config['architecture']} on {record['train_split']} ({len(images):,} images), device {device.type}"
     )

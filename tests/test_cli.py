@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_sentence(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_is_130_and_the_same_command_resumes(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hfmega", "merge", *map(str, tiny_sources), "--dataset", "digits", "-o", "out"]
-    command += ["--population", "4", "--generations", "400"]
+    command += ["--population", "4", "--generations", "400", "--fitness-split", "train[:100]"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     progress = tmp_path / "out" / ".hfmega" / "progress.json"
     deadline = time.monotonic() + 120
@@ -202,6 +202,7 @@ def test_plain_output_without_a_terminal_and_json_alone_on_stdout(
     tiny_sources: tuple[Path, Path], tmp_path: Path
 ) -> None:
     merge = ["merge", *tiny_sources, "--dataset", "digits", "--population", 4, "--generations", 2]
+    merge += ["--fitness-split", "train[:200]", "--test-split", "test[:200]"]
     plain, as_json = run_all([[*merge, "-o", "plain"], [*merge, "-o", "json", "--json"]], tmp_path)
     assert plain.stdout == "plain\n"
     assert "generation 2/2: best 0." in plain.stderr

@@ -13,7 +13,7 @@ from hub import Fault, Hub, client
 from hub.cards import check
 
 TOKEN = "hf_ann"
-MERGE = ("--population", 4, "--generations", 2, "--dataset", "ann/digits", "--json")
+MERGE = ("--population", 4, "--generations", 2, "--dataset", "ann/digits", "--fitness-split", "train[:200]", "--json")
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,14 @@ from hfmega.settings import PRESETS, MergeSettings
 from hfmega.splits import SplitRequest
 
 SEARCH = replace(PRESETS["default"].search, population=5, generations=3)
+FEW = SplitRequest(fitness="train[:200]", calibration="train[900:1000]", test="test[:200]")
 
 
 def settings(sources: tuple[Path, ...], output: Path, **changes: Any) -> MergeSettings:
     """A small merge on the digits."""
-    return replace(MergeSettings(tuple(map(str, sources)), output, dataset="digits", search=SEARCH, seed=7), **changes)
+    return replace(
+        MergeSettings(tuple(map(str, sources)), output, dataset="digits", splits=FEW, search=SEARCH, seed=7), **changes
+    )
 
 
 def run(sources: tuple[Path, ...], output: Path, **changes: Any) -> Lineage:
@@ -62,7 +65,7 @@ def test_the_lineage_on_disk_is_the_one_returned(merged: tuple[Path, Lineage]) -
 
 
 def test_evaluate_gives_the_accuracy_that_the_card_states(merged: tuple[Path, Lineage]) -> None:
-    found = evaluate_checkpoint(hub.pull(str(merged[0])), open_dataset("digits"), "test")
+    found = evaluate_checkpoint(hub.pull(str(merged[0])), open_dataset("digits"), "test[:200]")
     result = merged[1].result
     assert (found.correct, found.total) == (result.correct, result.total)
     assert (found.accuracy, found.loss) == (result.accuracy, result.loss)
@@ -159,7 +162,7 @@ def test_the_paper_preset_has_no_run_off_and_no_calibration(tiny_sources: tuple[
         preset="paper",
         search=replace(preset.search, population=4, generations=2),
         calibrate=preset.calibrate,
-        splits=SplitRequest(confirm_share=preset.confirm_share),
+        splits=replace(FEW, confirm_share=preset.confirm_share),
     )
     assert (made.result.chosen, made.candidates, made.recipe.calibrate) == ("search", (), False)
     assert "confirm" not in made.data.splits
@@ -190,7 +193,7 @@ def test_the_best_reference_is_the_strongest_single_model(merged: tuple[Path, Li
 
 
 def test_a_leak_is_refused_and_on_request_said_everywhere(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
-    leaky = SplitRequest(fitness="test[:200]", test="test")
+    leaky = replace(FEW, fitness="test[:200]")
     with pytest.raises(HfmegaError, match="200 images are in both the fitness and the test split"):
         run(tiny_sources, tmp_path / "out", splits=leaky)
     made = run(tiny_sources, tmp_path / "out", splits=replace(leaky, allow_leak=True))
@@ -217,6 +220,6 @@ def test_half_precision_sources_are_saved_in_their_own_dtype(tiny_sources: tuple
     made = run((halves[0], halves[1]), tmp_path / "out", search=GASettings(population=4, generations=2, anchors=True))
     saved = load_file(tmp_path / "out/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16, torch.int64}
-    found = evaluate_checkpoint(hub.pull(str(tmp_path / "out")), open_dataset("digits"), "test")
+    found = evaluate_checkpoint(hub.pull(str(tmp_path / "out")), open_dataset("digits"), "test[:200]")
     assert found.correct == made.result.correct
     assert lineage.replay(str(tmp_path / "out")).equal

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from commands import run
 
-MERGE = ("--dataset", "digits", "--population", 5, "--generations", 3, "--seed", 3, "--json")
+MERGE = ("--dataset", "digits", "--fitness-split", "train[:200]", "--calibration-split", "train[900:1000]",
+         "--test-split", "test[:200]", "--population", 5, "--generations", 3, "--seed", 3, "--json")  # fmt: skip
 
 
 def test_two_processes_give_the_recipe_and_the_bytes_of_one(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""What several test files share: the images and the checkpoints that lie on disk, and two small trained sources."""
+
+from pathlib import Path
+
+import pytest
+
+from hfmega.data import Dataset, open_dataset
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared_folder(name: str) -> Path:
+    """A folder beside the repository that only some machines have."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"there is no ../shared/{name} on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cifar() -> Path:
+    """CIFAR-10 as parquet files."""
+    return shared_folder("cifar10")
+
+
+@pytest.fixture(scope="session")
+def shared_checkpoints() -> Path:
+    """Trained CIFAR-10 checkpoints, a folder each."""
+    return shared_folder("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """1,297 train and 500 test images that come with scikit-learn."""
+    return open_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two ResNet-8 trained for two epochs on digits train[900:]; train[:900] is held out of both."""
+    from hfmega.output import Output
+    from hfmega.train import TrainSettings, train
+
+    folder = tmp_path_factory.mktemp("sources")
+    for seed in (1, 2):
+        settings = TrainSettings(
+            "resnet8_cifar",
+            folder / f"s{seed}",
+            dataset="digits",
+            train_split="train[900:]",
+            epochs=2,
+            batch_size=64,
+            seed=seed,
+        )
+        train(settings, Output(muted=True))
+    return folder / "s1", folder / "s2"

@@ -1,0 +1,159 @@
+"""The folder of a run: refused, locked, resumed, cleared, and written whole or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfmega import HfmegaError
+from hfmega.run import FINGERPRINT, WORK, check_output, finish, open_run, write_atomically
+
+DONE = "lineage.json"
+
+
+def unfinished(folder: Path) -> Path:
+    """A run that was interrupted after its first generation."""
+    with open_run(folder, "one", overwrite=False) as work:
+        (work / "progress.json").write_text("{}")
+    return folder
+
+
+def finished(folder: Path) -> Path:
+    unfinished(folder)
+    (folder / DONE).write_text("{}")
+    finish(folder)
+    return folder
+
+
+def refusal(folder: Path, overwrite: bool = False) -> str:
+    with pytest.raises(HfmegaError) as refused:
+        check_output(folder, DONE, overwrite)
+    return str(refused.value).removeprefix(str(folder))
+
+
+def test_a_new_an_empty_and_an_unfinished_folder_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "empty", unfinished(tmp_path / "unfinished")):
+        check_output(folder, DONE, overwrite=False)
+
+
+def test_a_folder_with_files_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert refusal(tmp_path) == " is not empty: name another folder with -o, or --overwrite what is in it."
+    check_output(tmp_path, DONE, overwrite=True)
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "out")
+    assert refusal(folder) == " holds a finished run: name another folder with -o, or start again with --overwrite."
+    check_output(folder, DONE, overwrite=True)
+
+
+def test_a_run_that_was_interrupted_between_its_result_and_its_end_is_taken(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "out")
+    (folder / DONE).write_text("{}")
+    check_output(folder, DONE, overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert refusal(tmp_path / "out", overwrite) == " is a file: name a folder with -o."
+
+
+def test_the_same_run_finds_its_unfinished_work(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "out")
+    with open_run(folder, "one", overwrite=False) as work:
+        assert work == folder / WORK
+        assert (work / "progress.json").read_text() == "{}"
+
+
+def test_another_run_is_kept_from_unfinished_work(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "out")
+    with pytest.raises(HfmegaError, match="holds an unfinished run of other settings or sources"):
+        open_run(folder, "two", overwrite=False).__enter__()
+    assert (folder / WORK / FINGERPRINT).read_text() == "one"
+    assert (folder / WORK / "progress.json").exists()
+
+
+def test_overwrite_starts_anew(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "out")
+    with open_run(folder, "two", overwrite=True) as work:
+        assert not (work / "progress.json").exists()
+        assert (work / FINGERPRINT).read_text() == "two"
+
+
+def test_overwrite_removes_what_hfmega_writes_and_nothing_else(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "out")
+    (folder / "figures").mkdir()
+    (folder / WORK / "old").mkdir()
+    ours = ["README.md", "config.json", "model.safetensors", "statistics.safetensors", "figures/fitness.png", DONE]
+    theirs = ["notes.txt", "figures/mine.svg", "model.bin"]
+    for name in (*ours, *theirs, f"{WORK}/places.json", f"{WORK}/old/state"):
+        (folder / name).write_text(name)
+    with open_run(folder, "two", overwrite=True):
+        left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert left == {*theirs, f"{WORK}/{FINGERPRINT}", f"{WORK}/lock"}
+
+
+def test_a_finished_run_forgets_all_but_the_places_of_its_sources(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "out")
+    (folder / WORK / "places.json").write_text("{}")
+    finish(folder)
+    assert {path.name for path in (folder / WORK).iterdir()} - {"lock"} == {"places.json"}
+
+
+def test_a_run_in_this_process_keeps_others_out(tmp_path: Path) -> None:
+    with open_run(tmp_path, "one", overwrite=False):
+        with pytest.raises(HfmegaError) as refused:
+            open_run(tmp_path, "one", overwrite=True).__enter__()
+        assert (tmp_path / WORK / FINGERPRINT).read_text() == "one"
+    assert str(refused.value) == (
+        f"another hfmega is working in {tmp_path}: wait for it, or name another folder with -o."
+    )
+    with open_run(tmp_path, "one", overwrite=False):
+        pass  # free again
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hfmega.run import open_run
+with open_run(Path(sys.argv[1]), "one", overwrite=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_in_another_process_keeps_this_one_out_until_it_is_killed(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(HfmegaError, match=r"^another hfmega is working in "):
+            open_run(tmp_path, "one", overwrite=False).__enter__()
+        other.kill()
+    with open_run(tmp_path, "one", overwrite=False) as work:
+        assert (work / FINGERPRINT).read_text() == "one"
+
+
+def test_a_file_is_written_with_its_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "state", b"one")
+    write_atomically(tmp_path / "state", b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state", b"two")]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_atomically(tmp_path / "state", b"old")
+    monkeypatch.setattr(*{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[step])
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "state", b"new")
+    assert (tmp_path / "state").read_bytes() == b"old"
