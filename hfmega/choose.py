@@ -3,6 +3,7 @@
 A search flatters its own winner. Whatever was chosen on some images is judged on others.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -119,7 +120,7 @@ def ensembles(single: Sequence[Rival], predictions: Sequence[Tensor]) -> list[tu
     for kind, name in (("source", "ensemble"), ("calibrated source", "ensemble, calibrated")):
         members = [p for rival, p in zip(single, predictions, strict=True) if rival.kind == kind]
         if members:
-            found.append((name, torch.stack(members).exp().mean(dim=0).log()))
+            found.append((name, torch.stack(members).logsumexp(dim=0) - math.log(len(members))))
     return found
 
 

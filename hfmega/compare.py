@@ -84,5 +84,9 @@ def compare(model: Answers, reference: Answers) -> Comparison:
 
 def clearly_lower_loss(challenger: Answers, standing: Answers) -> bool:
     """Whether the challenger's mean loss is lower by more than one standard error of the paired difference."""
+    if not np.isfinite(challenger.mean_loss):
+        return False
+    if not np.isfinite(standing.mean_loss):
+        return True
     difference = standing.loss - challenger.loss
-    return bool(np.isfinite(difference).all() and difference.mean() > stats.sem(difference))
+    return bool(difference.mean() > stats.sem(difference))

@@ -100,6 +100,8 @@ def _column(dataset: str, features: datasets.Features, kind: type, what: str, gi
     if given is not None:
         if given not in features:
             raise HfmegaError(f"the dataset {dataset} has no column {given!r}, only {', '.join(features)}.")
+        if kind is datasets.Image and not isinstance(features[given], kind):
+            raise HfmegaError(f"the column {given} of {dataset} does not hold images.")
         return given
     found: list[str] = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:
@@ -196,14 +198,14 @@ def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) 
 
     Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
     """
-    preprocessing = resolve_data_config({}, pretrained_cfg=config.get("pretrained_cfg", {}))
+    preprocessing = preprocessing_of(config)
     transform = create_transform(**preprocessing, is_training=False, use_prefetcher=True)
     mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
     order, _ = label_order(dataset.classes, config.get("label_names"))
     digest, images, labels = hashlib.sha256(), [], []
-    for row, content, label in _read(dataset, rows):
+    for where, content, label in _read(dataset, rows):
         digest.update(content + label.to_bytes(8, "little", signed=True))
-        images.append(transform(_decode(content, mode, f"row {row} of {dataset.id}")))
+        images.append(transform(_decode(content, mode, where)))
         labels.append(label if order is None or not 0 <= label < len(order) else order[label])
     worst = max(labels) if min(labels) >= 0 else min(labels)
     if not 0 <= worst < config["num_classes"]:
@@ -211,16 +213,29 @@ def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) 
     return Split(name, torch.stack(images), torch.tensor(labels), digest.hexdigest())
 
 
+def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What a timm config says of its images: input_size, interpolation, mean, std, crop.
+
+    Raises HfmegaError when mean and standard deviation are not those of as many channels as the network takes.
+    """
+    pretrained_cfg = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
+    found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
+    channels = found["input_size"][0]
+    if channels not in (1, 3) or any(len(found[key]) != channels for key in ("mean", "std")):
+        raise HfmegaError(f"{config['architecture']} takes {channels} channels, which its mean and std do not fit.")
+    return found
+
+
 def normalizer(config: dict[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
     """From images as `Split` holds them to a network's input: float32, scaled as its timm config says."""
-    preprocessing = resolve_data_config({}, pretrained_cfg=config.get("pretrained_cfg", {}))
+    preprocessing = preprocessing_of(config)
     mean = torch.tensor(preprocessing["mean"], device=device).view(1, -1, 1, 1) * 255
     std = torch.tensor(preprocessing["std"], device=device).view(1, -1, 1, 1) * 255
     return lambda images: ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[int, bytes, int]]:
-    """Row number, encoded image and label of each row."""
+def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, bytes, int]]:
+    """Where each row is, its encoded image and its label."""
     for name, start in _starts(dataset.lengths).items():
         inside = rows[(rows >= start) & (rows < start + dataset.lengths[name])] - start
         part = dataset.splits[name].select_columns([dataset.image_column, dataset.label_column])
@@ -228,8 +243,10 @@ def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[int, bytes, int]]:
         for row, example in zip(inside, part, strict=True):
             image, label = example[dataset.image_column], example[dataset.label_column]
             if not isinstance(label, int):
-                raise HfmegaError(f"row {row} of {dataset.id} has the label {label!r}, which is not a class number.")
-            yield int(row), image["bytes"] or Path(image["path"]).read_bytes(), label
+                raise HfmegaError(
+                    f"row {row} of {name} in {dataset.id} has the label {label!r}, which is not a class number."
+                )
+            yield f"row {row} of {name} in {dataset.id}", image["bytes"] or Path(image["path"]).read_bytes(), label
 
 
 def _decode(content: bytes, mode: str, where: str) -> Image.Image:

@@ -77,7 +77,7 @@ class Evaluator:
     @property
     def can_calibrate(self) -> bool:
         """Whether the network has BatchNorm statistics and there are images to re-estimate them from."""
-        return bool(self._norms) and self._calibration is not None
+        return bool(self._norms) and self._calibration is not None and len(self._calibration) > 1
 
     def scores(
         self, recipes: Sequence[Recipe], split: Split, advance: Callable[[int], None] | None = None
@@ -173,7 +173,8 @@ class Evaluator:
         for norm in self._norms:
             norm.train()
         seen = 0
-        for images in self._resident(split)[0].split(self._batch_size):
+        batches = -(-len(split) // self._batch_size)
+        for images in self._resident(split)[0].tensor_split(batches):  # equal ones: a single image has no variance
             seen += len(images)
             for norm in self._norms:
                 norm.momentum = len(images) / seen

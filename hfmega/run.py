@@ -17,10 +17,10 @@ FINGERPRINT: Final = "fingerprint"
 
 def check_output(folder: Path, done: str, overwrite: bool) -> None:
     """Raises HfmegaError when a run may not write here: a finished run, or a folder that is not hfmega's."""
+    if folder.exists() and not folder.is_dir():
+        raise HfmegaError(f"{folder} is a file: name a folder with -o.")
     if overwrite or not folder.exists():
         return
-    if not folder.is_dir():
-        raise HfmegaError(f"{folder} is a file: name a folder with -o.")
     if (folder / done).exists() and not (folder / WORK / FINGERPRINT).exists():
         raise HfmegaError(
             f"{folder} holds a finished run: name another folder with -o, or start again with --overwrite."

@@ -63,7 +63,7 @@ def plan_splits(
     test = _test(dataset, request, np.union1d(fitness, calibration))
     order = permutation(len(fitness), seed, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
-    if confirm == len(fitness):
+    if not 0 <= confirm < len(fitness):
         raise HfmegaError(f"a confirm share of {request.confirm_share} leaves no fitness images for the search.")
     return SplitPlan(
         fitness=spell(dataset, fitness),

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hfmega import HfmegaError, hub
+from hfmega.data import preprocessing_of
 from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.recipe import Recipe, Sources
@@ -34,13 +36,9 @@ def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str
     expected = {name: tuple(t.shape) for name, t in build(first.config).state_dict().items()}
     _same_tensors(first.name, state, f"timm's {first.config['architecture']}", expected)
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
-        for key, what in (
-            ("architecture", "architecture"),
-            ("num_classes", "number of classes"),
-            ("label_names", "label order"),
-        ):
-            a, b = first.config.get(key), other.config.get(key)
-            if a != b:
+        theirs = _identity(other.config)
+        for what, a in _identity(first.config).items():
+            if a != (b := theirs[what]):
                 raise HfmegaError(
                     f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints "
                     "of one architecture with the same classes in the same order can be merged."
@@ -49,6 +47,18 @@ def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str
         for name, tensor in tensors.items():
             if tensor.dtype != state[name].dtype:
                 raise HfmegaError(f"{other.name} has {name} as {tensor.dtype}, {first.name} as {state[name].dtype}.")
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What of two configs must be equal for their networks to be one function of their weights."""
+    arguments = {name: value for name, value in config.get("model_args", {}).items() if name != "num_classes"}
+    return {
+        "architecture": config["architecture"],
+        "number of classes": config["num_classes"],
+        "label order": config.get("label_names"),
+        "model arguments": arguments,
+        **preprocessing_of(config),
+    }
 
 
 def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expected: dict[str, tuple[int, ...]]) -> None:

@@ -224,7 +224,9 @@ def test_a_label_that_is_no_number_is_refused_with_its_row() -> None:
         features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")}),
     )
     dataset = Dataset("ann/pets", None, datasets.DatasetDict({"test": part}), "image", "label", ())
-    with pytest.raises(HfmegaError, match=r"^row 0 of ann/pets has the label 'cat', which is not a class number\.$"):
+    with pytest.raises(
+        HfmegaError, match=r"^row 0 of test in ann/pets has the label 'cat', which is not a class number\.$"
+    ):
         load(dataset)
 
 
@@ -232,7 +234,7 @@ def test_a_label_that_is_no_number_is_refused_with_its_row() -> None:
 def test_an_image_that_cannot_be_read_is_refused_with_its_row(damage: str) -> None:
     contents = [png(np.random.RandomState(n).randint(0, 255, (8, 8, 3), np.uint8)) for n in range(3)]
     contents[2] = {"truncated": contents[2][:120], "text": b"<html>not found</html>", "empty": b"\x89PNG\r\n"}[damage]
-    with pytest.raises(HfmegaError, match=r"^row 2 of ann/pets is not an image that can be read: "):
+    with pytest.raises(HfmegaError, match=r"^row 2 of test in ann/pets is not an image that can be read: "):
         load(wrapped(contents, [0, 1, 0]))
 
 

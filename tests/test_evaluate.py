@@ -119,7 +119,7 @@ def exact_statistics(model: nn.Module, images: Tensor, batch: int) -> dict[str, 
             module.train()
             module.register_forward_pre_hook(listen(name))
     with torch.no_grad():
-        for part in images.split(batch):
+        for part in images.tensor_split(-(-len(images) // batch)):  # batches of equal size, or one image less
             model(part)
     averages = {}
     for name, entries in found.items():

@@ -134,15 +134,17 @@ class MeGA:
         return winners
 
     def _rank(self, score: Scored) -> tuple[float, ...]:
+        loss = score.loss if math.isfinite(score.loss) else math.inf
+        accuracy = score.accuracy if math.isfinite(score.accuracy) else 0.0
         if self.settings.fitness == "loss":
-            return (-score.loss,)
-        return (score.accuracy, -score.loss) if self.settings.break_ties else (score.accuracy,)
+            return (-loss,)
+        return (accuracy, -loss) if self.settings.break_ties else (accuracy,)
 
     def _summary(self, scores: Sequence[Scored]) -> Generation:
         if self.settings.fitness == "loss":
             finite = [s.loss for s in scores if math.isfinite(s.loss)] or [math.inf]
             return Generation(min(finite), fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0)
-        accuracies = [s.accuracy for s in scores]
+        accuracies = [s.accuracy for s in scores if math.isfinite(s.accuracy)] or [0.0]
         return Generation(max(accuracies), fmean(accuracies), pstdev(accuracies))
 
 
