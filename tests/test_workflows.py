@@ -16,7 +16,7 @@ from hfmega import __version__
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
 
-PINNED = re.compile(r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+")
+PINNED = re.compile(r"uses: [\w.-]+/[\w./-]+@([0-9a-f]{40}  # )?v\d+\.\d+\.\d+")
 TARGET = re.compile(r"^([\w.-]+(?: +[\w.-]+)*) *:(?!=)", re.MULTILINE)
 
 linux_job = pytest.mark.skipif(sys.platform == "win32", reason="the release job runs in the bash of Linux")
@@ -76,7 +76,7 @@ def test_a_broken_workflow_does_not_follow_the_schema(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_action_is_pinned_to_a_commit_and_names_its_release(name: str) -> None:
+def test_every_action_is_pinned_to_a_commit_or_a_release_and_names_it(name: str) -> None:
     lines = WORKFLOWS[name].read_text(encoding="utf-8").splitlines()
     uses = [line.removeprefix("- ").strip() for line in map(str.strip, lines) if "uses:" in line]
     assert uses
@@ -115,11 +115,6 @@ def test_every_job_has_a_time_limit() -> None:
         ("ci", "test"),
         ("ci", "wheel"),
         ("reproduce", "demo"),
-        pytest.param(
-            "reproduce",
-            "reproduce-small",
-            marks=pytest.mark.xfail(reason="comes later", raises=AssertionError, strict=True),
-        ),
     ],
 )
 def test_a_workflow_runs_a_target_of_the_makefile(name: str, target: str) -> None:
@@ -132,15 +127,8 @@ def test_no_workflow_runs_another_target() -> None:
     assert targets == {
         "ci": {"lint", "test", "wheel"},
         "release": set(),
-        "reproduce": {"demo", "reproduce-small"},
+        "reproduce": {"demo"},
     }
-
-
-def test_the_choices_of_reproduce_are_the_targets_it_runs() -> None:
-    workflow = read(WORKFLOWS["reproduce"])
-    choice = workflow["on"]["workflow_dispatch"]["inputs"]["target"]
-    assert set(choice["options"]) == made(workflow)
-    assert choice["default"] == "demo"
 
 
 @linux_job
