@@ -56,7 +56,7 @@ def cli() -> None:
     """Merge checkpoints from the Hugging Face Hub into one, prove what was gained, publish it with its lineage."""
 
 
-@cli.command()
+@cli.command(short_help="Merge two or more checkpoints into one.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the merge is written.")
 @data_options
@@ -73,7 +73,9 @@ def cli() -> None:
 @click.option(
     "--mutation-rate", type=float, metavar="P", help="Probability that an element (or tensor) mutates [0.02]."
 )
-@click.option("--mutation-sigma", type=float, metavar="S", help="Standard deviation of a mutation.")
+@click.option(
+    "--mutation-sigma", type=float, metavar="S", help="Standard deviation of a mutation [0.01; paper, author: 0.1]."
+)
 @click.option("--mutation-unit", type=click.Choice(["element", "tensor"]), help="What mutates as one.")
 @click.option("--fitness", type=click.Choice(["accuracy", "loss"]), help="What the search maximises or minimises.")
 @click.option(
@@ -147,7 +149,7 @@ def default_folder(sources: tuple[str, ...]) -> Path:
     return Path("merges") / "+".join([*names[:3], *more])
 
 
-@cli.command()
+@cli.command(short_help="Train a source by the paper's protocol.")
 @click.argument("network", metavar="ARCH|SOURCE")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Checkpoint folder."
@@ -184,7 +186,7 @@ def train(network: str, **flags: Any) -> None:
     output.result(settings.output, {"output": str(settings.output), "held_out": asdict(held_out) if held_out else None})
 
 
-@cli.command()
+@cli.command(short_help="Accuracy, loss and intervals of a checkpoint.")
 @click.argument("source", metavar="SOURCE")
 @data_options
 @click.option("--split", metavar="S", help="Images (default: those that a merge was reported on, else the test split).")
@@ -211,7 +213,7 @@ def evaluate(source: str, **flags: Any) -> None:
     output.result(f"{found.accuracy:.4f}", asdict(found))
 
 
-@cli.command()
+@cli.command(short_help="Rebuild a merge from its lineage; compare the hash.")
 @click.argument("source", metavar="DIR|ID")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Keep the rebuilt weights here.")
@@ -228,7 +230,7 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
     sys.exit(0 if found.equal else 1)
 
 
-@cli.command()
+@cli.command(short_help="Publish a finished folder on the Hub.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("repo_id", metavar="ID")
 @push_options

@@ -70,7 +70,7 @@ class Evaluator:
             m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
         self._normalize = normalizer(config, sources.device)
-        self._batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
+        self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
         self._scores: dict[tuple[Recipe, str], Score] = {}
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -129,7 +129,7 @@ class Evaluator:
         correct = torch.zeros((), dtype=torch.int64, device=self.sources.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.sources.device)
         images, labels = self._resident(split)
-        for x, y in zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True):
+        for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
             log_probabilities = self._forward(x)
             correct += (log_probabilities.argmax(dim=1) == y).sum()
             loss += nn.functional.nll_loss(log_probabilities, y, reduction="sum").double()
@@ -141,7 +141,7 @@ class Evaluator:
         """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU."""
         self._prepare(recipe)
         images, _ = self._resident(split)
-        return torch.cat([self._forward(x).cpu() for x in images.split(self._batch_size)])
+        return torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class Evaluator:
         for norm in self._norms:
             norm.train()
         seen = 0
-        batches = -(-len(split) // self._batch_size)
+        batches = -(-len(split) // self.batch_size)
         for images in self._resident(split)[0].tensor_split(batches):  # equal ones: a single image has no variance
             seen += len(images)
             for norm in self._norms:

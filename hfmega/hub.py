@@ -65,7 +65,8 @@ class Checkpoint:
     def record(self) -> dict[str, Any] | None:
         """How hfmega trained this source, if it did."""
         record = self.config.get("hfmega")
-        return record if isinstance(record, dict) else None
+        whole = isinstance(record, dict) and all(isinstance(record.get(k), str) for k in ("dataset", "train_split"))
+        return record if whole else None
 
 
 def pull(source: str, token: str | None = None) -> Checkpoint:

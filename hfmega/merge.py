@@ -141,6 +141,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
     evaluator = Evaluator(config, mix(checkpoints, states, state.device), splits.get("calibration"))
+    output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
     if settings.calibrate and not evaluator.can_calibrate:
         raise HfmegaError(
             "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."

@@ -42,7 +42,8 @@ class SplitPlan:
 
 def same_dataset(name: str, recorded: str) -> bool:
     """Whether a source's record speaks of this dataset: a folder stands for the Hub dataset of the same last name."""
-    return name == recorded or ("/" not in name and name == recorded.rsplit("/", 1)[-1])
+    a_folder_is_meant = "/" not in name or "/" not in recorded
+    return name == recorded or (a_folder_is_meant and name.rsplit("/", 1)[-1] == recorded.rsplit("/", 1)[-1])
 
 
 def plan_splits(

@@ -260,6 +260,7 @@ def test_the_draw_of_the_images_follows_the_seed() -> None:
     [
         ("uoft-cs/cifar10", "uoft-cs/cifar10", True),
         ("cifar10", "uoft-cs/cifar10", True),
+        ("uoft-cs/cifar10", "cifar10", True),
         ("digits", "digits", True),
         ("ann/cifar10", "uoft-cs/cifar10", False),
         ("cifar100", "uoft-cs/cifar10", False),
