@@ -201,7 +201,7 @@ def search(searcher: Searcher, job: Job, output: Output) -> Progress:
         searcher.tell(known)
     if progress.scores:
         output.say(f"resuming after generation {len(progress.scores)} of {settings.generations}")
-    with output.progress("search", settings.generations * settings.population, "individuals") as bar:
+    with output.progress("first generation", settings.generations * settings.population) as bar:
         bar.advance(len(progress.scores) * settings.population)
         while not searcher.done:
             before, started = evaluator.images_seen, time.monotonic()

@@ -8,16 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 
 class Output:
@@ -49,38 +41,33 @@ class Output:
             print(json.dumps(fields) if self.as_json else path, file=sys.stdout, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator["Bar"]:
-        """A bar with an ETA on a terminal; elsewhere only the lines that `Bar.line` prints."""
+    def progress(self, what: str, total: int) -> Iterator["Bar"]:
+        """One line with the newest figures, a bar and an ETA on a terminal (80 columns do); elsewhere plain lines."""
         bar = Progress(
             SpinnerColumn(),
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=5),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self._console,
             disable=self.muted or not self._console.is_terminal,
             transient=True,
         )
         with bar:
-            yield Bar(self, bar, total)
+            yield Bar(self, bar, bar.add_task(what, total=total))
 
 
 class Bar:
     """One running progress bar."""
 
-    def __init__(self, output: Output, progress: Progress, total: int) -> None:
-        self._output, self._progress = output, progress
-        self._task = progress.add_task("", total=total, note="")
+    def __init__(self, output: Output, progress: Progress, task: TaskID) -> None:
+        self._output, self._progress, self._task = output, progress, task
 
     def advance(self, count: int = 1) -> None:
         self._progress.advance(self._task, count)
 
-    def line(self, note: str) -> None:
+    def line(self, figures: str) -> None:
         """The newest figures: beside the bar on a terminal, on a line of their own elsewhere."""
-        self._progress.update(self._task, note=note)
+        self._progress.update(self._task, description=figures)
         if self._progress.disable:
-            self._output.say(note)
+            self._output.say(figures)

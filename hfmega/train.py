@@ -131,7 +131,7 @@ def fit(
     model = model.to(memory_format=torch.channels_last).train()
     normalize, pixels, labels = normalizer(config, device), images.images.to(device), images.labels.to(device)
     batches = -(-len(images) // settings.batch_size)
-    with output.progress("training", settings.epochs * batches, "batches") as bar:
+    with output.progress("first epoch", settings.epochs * batches) as bar:
         bar.advance(first * batches)
         for epoch in range(first, settings.epochs):
             total = torch.zeros((), device=device)
