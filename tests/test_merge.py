@@ -108,7 +108,6 @@ def test_the_same_command_gives_the_same_bytes(
 ) -> None:
     again = run(tiny_sources, tmp_path / "out")
     assert again.result.sha256 == merged[1].result.sha256
-    assert (tmp_path / "out/README.md").read_text().count("seconds") >= 0
     assert again.nodes == merged[1].nodes
 
 
