@@ -54,6 +54,12 @@ def test_recorded_sources_are_merged_on_images_that_neither_was_trained_on(
     assert lineage.replay(str(tmp_path / "out")).equal
 
 
+@pytest.mark.parametrize("name", ["resnet8-s44-s45", "effnet-ft1-ft2"])
+def test_a_published_card_replays_to_its_hash(name: str, shared_checkpoints: Path) -> None:
+    cards = Path(__file__).resolve().parents[1] / "cards"
+    assert lineage.replay(str(cards / name), shared_checkpoints).equal
+
+
 def test_foreign_checkpoints_keep_their_own_preprocessing_and_statistics(
     shared_cifar: Path, shared_checkpoints: Path, tmp_path: Path
 ) -> None:
