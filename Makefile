@@ -4,7 +4,13 @@ BIN := .venv/bin
 HFMEGA := $(BIN)/hfmega
 DIGITS := --dataset digits --train-split 'train[400:]' --batch-size 64
 
-.PHONY: demo test lint wheel clean
+# Checkpoints that are trained already: a folder, or the beginning of Hub ids. What is missing is trained.
+SOURCES ?=
+DATASET ?= uoft-cs/cifar10
+GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
+SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
+
+.PHONY: demo test lint reproduce reproduce-small wheel clean
 
 demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
 	rm -rf runs/demo
@@ -24,6 +30,18 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reproduce: .venv/installed  ## the paper's tables and figure in full: a GPU's work (the hours: hfmega reproduce table1 --dry-run)
+	$(HFMEGA) reproduce table1 $(GIVEN) -o runs/full
+	$(HFMEGA) reproduce figure2 $(GIVEN) -o runs/full
+	$(HFMEGA) reproduce table2 $(GIVEN) -o runs/full
+
+reproduce-small: .venv/installed  ## the same pipeline with small networks and searches; rewrites cards/reproduction
+	$(HFMEGA) reproduce table1 --arch resnet8_cifar --arch resnet20_cifar --seeds 44,45 $(SMALL)
+	$(HFMEGA) reproduce figure2 --arch resnet8_cifar --arch resnet20_cifar --seeds 44,45 $(SMALL)
+	$(HFMEGA) reproduce table2 --arch resnet8_cifar $(SMALL)
+	rm -rf cards/reproduction
+	cp -R runs/small/results cards/reproduction
 
 wheel:  ## dist/hfmega-*.whl, with any Python that has pip
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -6,7 +6,7 @@ Names, notes and licenses come from outside: the templates write them only throu
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -34,9 +34,12 @@ FLAGS: Final = (
     "mutation_sigma",
     "mutation_unit",
     "fitness",
+    "tree",
+    "order",
     "seed",
     "confirm_share",
     "fitness_split",
+    "fitness_images",
     "calibration_split",
     "test_split",
     "image_column",
@@ -183,8 +186,9 @@ def without_search(lineage: Lineage) -> str | None:
             if lineage.candidates
             else "The search ended on a source itself"
         )
-        return f"{why}: this folder holds the source {source.name}, {how}; use that source."
-    if lineage.recipe != uniform_average(len(lineage.sources), lineage.recipe.calibrate):
+        return f"{why}: this folder holds the source {source}, {how}; use that source."
+    average = uniform_average(len(lineage.sources), lineage.recipe.calibrate)
+    if lineage.result.chosen != "average" and lineage.recipe != average:
         return None
     if not lineage.candidates:
         return "The search ended on the plain uniform average."
@@ -194,12 +198,12 @@ def without_search(lineage: Lineage) -> str | None:
     return f"The plain uniform average won the run-off: the search added nothing to it, so the gain is over {over}."
 
 
-def held_source(lineage: Lineage) -> SourceEntry | None:
-    """The source that the result is, if its recipe is one source alone."""
-    for position, source in enumerate(lineage.sources):
-        if lineage.recipe == source_alone(position, len(lineage.sources), lineage.recipe.calibrate):
-            return source
-    return None
+def held_source(lineage: Lineage) -> str | None:
+    """The name of the source that the result is, if its recipe is that of one source or of one earlier merge alone."""
+    count, calibrate = len(lineage.sources), lineage.recipe.calibrate
+    known = {source.name: source_alone(k, count, calibrate) for k, source in enumerate(lineage.sources)}
+    known |= {node.name: replace(node.recipe, calibrate=calibrate) for node in lineage.nodes if not node.history}
+    return next((name for name, recipe in known.items() if recipe == lineage.recipe), None)
 
 
 def command(lineage: Lineage) -> str:
@@ -211,7 +215,13 @@ def command(lineage: Lineage) -> str:
     words = ["hfmega", "merge", *(argument(source) for source in lineage.sources), "--dataset", lineage.data.id]
     words += ["--preset", preset] if preset != "default" else []
     known = PRESETS.get(preset, PRESETS["default"])
-    defaults = {"seed": 0, **asdict(known.search), "confirm_share": known.confirm_share}
+    defaults = {
+        "seed": 0,
+        "tree": "pairs",
+        "order": "given",
+        **asdict(known.search),
+        "confirm_share": known.confirm_share,
+    }
     for flag in FLAGS:
         value = settings.get(flag)
         if value is not None and value != defaults.get(flag):

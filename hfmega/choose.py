@@ -3,19 +3,15 @@
 A search flatters its own winner. Whatever was chosen on some images is judged on others.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
-from torch import Tensor
-
-from hfmega.compare import Answers, answers, clearly_lower_loss, compare, pool
+from hfmega.compare import Answers, clearly_lower_loss, compare, pool
 from hfmega.data import Split
 from hfmega.evaluate import Evaluator
 from hfmega.lineage import Candidate, Kind, Reference, Result
-from hfmega.recipe import Recipe, centroid, source_alone, uniform_average
+from hfmega.recipe import Recipe, centroid, source_alone
 from hfmega.search import Searcher
 
 AVERAGE: Final = "average"
@@ -41,7 +37,7 @@ class Rival:
     recipe: Recipe
 
 
-def calibration_pays(evaluator: Evaluator, sources: int, split: Split) -> bool:
+def calibration_pays(evaluator: Evaluator, members: Mapping[str, Recipe], split: Split) -> bool:
     """Whether re-estimated statistics lower the lowest mean loss among the sources and their average.
 
     Worth 4 to 13 points on sources whose running statistics lag, and a loss on some fine-tunes: both are tried.
@@ -50,37 +46,44 @@ def calibration_pays(evaluator: Evaluator, sources: int, split: Split) -> bool:
         return False
 
     def lowest(calibrate: bool) -> float:
-        return min(score.loss for score in evaluator.scores(plain_recipes(sources, calibrate), split))
+        recipes = list(plain_recipes(members, calibrate).values())
+        return min(score.loss for score in evaluator.scores(recipes, split))
 
     return lowest(True) < lowest(False)
 
 
-def plain_recipes(sources: int, calibrate: bool) -> list[Recipe]:
-    """What no search chose: the uniform average and each source."""
-    return [uniform_average(sources, calibrate), *(source_alone(k, sources, calibrate) for k in range(sources))]
+def plain_recipes(members: Mapping[str, Recipe], calibrate: bool) -> dict[str, Recipe]:
+    """What no search of this run chose: the uniform average of the sources, and each source."""
+    sources = {name: replace(recipe, calibrate=calibrate) for name, recipe in members.items()}
+    return {AVERAGE: centroid(list(sources.values())), **sources}
 
 
 def run_off(
-    searcher: Searcher, evaluator: Evaluator, names: Sequence[str], search: Split, confirm: Split | None
+    searcher: Searcher,
+    evaluator: Evaluator,
+    members: Mapping[str, Recipe],
+    inputs: Mapping[str, Recipe],
+    search: Split,
+    confirm: Split | None,
 ) -> Chosen:
     """Choose between what the search found and what needed no search.
 
-    The uniform average and the sources (with and without calibration) were chosen by nobody: the lowest mean loss on
-    all search and confirm images stands. The search's best, or the centroid of its last population, replaces it only
-    with a mean loss on the confirm images that is lower by more than one standard error of the paired difference.
+    The sources (members: those below this merge, with and without calibration) and their uniform average were chosen
+    by nobody: the lowest mean loss on all search and confirm images stands. The search's best, the centroid of its last
+    population, or an input that an earlier search found, replaces it only with a mean loss on the confirm images that
+    is lower by more than one standard error of the paired difference.
     Without confirm images the search's best is the answer (presets `paper` and `author`).
     """
     if confirm is None:
         return Chosen(SEARCH, searcher.best)
-    calibrate = searcher.best.calibrate
-    plain = dict(zip([AVERAGE, *names], plain_recipes(len(names), calibrate), strict=True))
-    if calibrate:
-        plain |= {f"{name}, as it is": source_alone(k, len(names)) for k, name in enumerate(names)}
-    found = {SEARCH: searcher.best, CENTROID: centroid(searcher.population)}
+    plain = plain_recipes(members, searcher.best.calibrate)
+    if searcher.best.calibrate:
+        plain |= {f"{name}, as it is": replace(recipe, calibrate=False) for name, recipe in members.items()}
+    found = {SEARCH: searcher.best, CENTROID: centroid(searcher.population), **inputs}
     found = {name: recipe for name, recipe in found.items() if recipe not in plain.values()}
     recipes = [*plain.values(), *found.values()]
-    on_search = _answers(evaluator, recipes, search)
-    on_confirm = _answers(evaluator, recipes, confirm)
+    on_search = dict(zip(recipes, evaluator.answers(recipes, search), strict=True))
+    on_confirm = dict(zip(recipes, evaluator.answers(recipes, confirm), strict=True))
     everything = {name: pool(on_search[recipe], on_confirm[recipe]) for name, recipe in plain.items()}
     standing = min(everything, key=lambda name: everything[name].mean_loss)
     challengers = {name: on_confirm[recipe] for name, recipe in found.items()}
@@ -91,37 +94,34 @@ def run_off(
     return Chosen(winner, (plain | found)[winner], tuple(candidates))
 
 
-def _answers(evaluator: Evaluator, recipes: Sequence[Recipe], split: Split) -> dict[Recipe, Answers]:
-    predictions = evaluator.predictions(recipes, split)
-    return {recipe: answers(p, split.labels) for recipe, p in zip(recipes, predictions, strict=True)}
-
-
 def _candidate(name: str, judged: Answers) -> Candidate:
     return Candidate(name, len(judged.correct), judged.accuracy, judged.mean_loss)
 
 
-def rivals(names: Sequence[str], calibrate: bool, can_calibrate: bool) -> list[Rival]:
-    """Each source, each source calibrated, and the uniform average both ways if the merge goes without calibration."""
-    count = len(names)
-    single = [Rival(name, "source", source_alone(k, count)) for k, name in enumerate(names)]
+def rivals(sources: Mapping[str, Recipe], average: Recipe, calibrate: bool, can_calibrate: bool) -> list[Rival]:
+    """Each source, each source calibrated, and the uniform average both ways if the merge goes without calibration.
+
+    sources: every leaf, and every source that is itself a merge, as it is; average: that of what the user named.
+    """
+    single = [Rival(name, "source", replace(recipe, calibrate=False)) for name, recipe in sources.items()]
     if can_calibrate:
         single += [
-            Rival(f"{n}, calibrated", "calibrated source", source_alone(k, count, True)) for k, n in enumerate(names)
+            Rival(f"{name}, calibrated", "calibrated source", replace(recipe, calibrate=True))
+            for name, recipe in sources.items()
         ]
-    single.append(Rival("uniform average", "average", uniform_average(count, can_calibrate)))
+    single.append(Rival("uniform average", "average", replace(average, calibrate=can_calibrate)))
     if can_calibrate and not calibrate:
-        single.append(Rival("uniform average, not calibrated", "average", uniform_average(count)))
+        single.append(Rival("uniform average, not calibrated", "average", replace(average, calibrate=False)))
     return single
 
 
-def ensembles(single: Sequence[Rival], predictions: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-    """The mean probability of all sources as they are, and of all sources calibrated: log-probabilities each."""
-    found = []
-    for kind, name in (("source", "ensemble"), ("calibrated source", "ensemble, calibrated")):
-        members = [p for rival, p in zip(single, predictions, strict=True) if rival.kind == kind]
-        if members:
-            found.append((name, torch.stack(members).logsumexp(dim=0) - math.log(len(members))))
-    return found
+def ensembles(evaluator: Evaluator, leaves: int, split: Split) -> list[tuple[str, Answers]]:
+    """The mean probability of all leaves as they are, and of all leaves calibrated."""
+    ways = {"ensemble": False, "ensemble, calibrated": True} if evaluator.can_calibrate else {"ensemble": False}
+    return [
+        (name, evaluator.ensemble([source_alone(k, leaves, calibrate) for k in range(leaves)], split))
+        for name, calibrate in ways.items()
+    ]
 
 
 def reference(name: str, kind: Kind, judged: Answers) -> Reference:

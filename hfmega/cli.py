@@ -61,6 +61,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the merge is written.")
 @data_options
 @click.option("--fitness-split", metavar="S", help="Images that steer the search, e.g. 'train[:5000]'.")
+@click.option("--fitness-images", type=click.IntRange(2), metavar="N", help="Only so many of them, drawn at random.")
 @click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
 @click.option("--test-split", metavar="S", help="Images of the report, read once at the end.")
 @click.option("--confirm-share", type=float, metavar="P", help="Share of the fitness images kept for the run-off.")
@@ -83,10 +84,25 @@ def cli() -> None:
     default=None,
     help="BatchNorm statistics re-estimated or not (neither: tried on the fitness split).",
 )
+@click.option(
+    "--tree",
+    type=click.Choice(["pairs", "flat"]),
+    default="pairs",
+    show_default=True,
+    help="Pairs, then pairs of results; or one search over all sources at once.",
+)
+@click.option(
+    "--order",
+    type=click.Choice(["given", "strongest-first", "similar-first"]),
+    default="given",
+    show_default=True,
+    help="Who meets whom in the tree.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
 @click.option(
     "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
 )
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost on this machine, and stop.")
 @run_options
 @click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
 @push_options
@@ -99,10 +115,15 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
     if processes > 1:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
-    from hfmega import card, hub, lineage
+    from hfmega import card, estimate, hub, lineage
     from hfmega.merge import merge as run_merge
 
     settings, output = merge_settings(sources, flags), open_output(flags)
+    if flags["dry_run"]:
+        found = estimate.estimate(settings)
+        output.table("What this merge would do", *estimate.described(found))
+        output.result(estimate.spoken(found.seconds), asdict(found))
+        return
     target = push_target(flags["push_to_hub"], flags)
     if target:
         hub.check_login(target)
@@ -131,9 +152,16 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         image_column=flags["image_column"],
         label_column=flags["label_column"],
         splits=SplitRequest(
-            flags["fitness_split"], flags["calibration_split"], flags["test_split"], share, flags["allow_leak"]
+            fitness=flags["fitness_split"],
+            fitness_images=flags["fitness_images"],
+            calibration=flags["calibration_split"],
+            test=flags["test_split"],
+            confirm_share=share,
+            allow_leak=flags["allow_leak"],
         ),
         preset=flags["preset"],
+        tree=flags["tree"],
+        order=flags["order"],
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
         seed=flags["seed"],
@@ -163,6 +191,9 @@ def default_folder(sources: tuple[str, ...]) -> Path:
 )
 @click.option("--seed", type=int, default=56, show_default=True, metavar="N", help="Seed of weights and order.")
 @click.option("--init", metavar="SOURCE", help="Checkpoint to start from, e.g. the trunk of several branches.")
+@click.option("--image-size", type=click.IntRange(8), metavar="N", help="Pixels of a side [what timm says].")
+@click.option("--bf16", is_flag=True, help="bfloat16 autocast, on GPUs that have it.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile (neither: probed, on a GPU).")
 @run_options
 @click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
 @push_options
@@ -228,6 +259,80 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
     output.say(f"rebuilt {found.sha256}\nlineage {found.expected}\n{'equal' if found.equal else 'DIFFERENT'}")
     output.result(found.sha256, {"sha256": found.sha256, "expected": found.expected, "equal": found.equal})
     sys.exit(0 if found.equal else 1)
+
+
+@cli.command(short_help="Run the paper's tables and figure.")
+@click.argument("table", type=click.Choice(["table1", "table2", "figure2"]))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("reproduction"),
+    show_default=True,
+    metavar="DIR",
+    help="Sources, merges and results.",
+)
+@click.option(
+    "--arch", "networks", multiple=True, metavar="A", help="Network; several times for several [the table's]."
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    type=click.Choice(["honest", "paper", "author"]),
+    help="How it is searched and judged [all three].",
+)
+@click.option("--seeds", metavar="A,B", help="Seeds of the sources [the paper's].")
+@click.option(
+    "--sources", metavar="DIR|PREFIX", help="Where trained sources lie: DIR/resnet56-s44, PREFIXresnet56-s44."
+)
+@click.option("--dataset", metavar="ID|FOLDER|digits", help="Dataset [uoft-cs/cifar10].")
+@click.option("--train-split", metavar="S", help="Images that missing sources are trained on [train[10%:]].")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Epochs of missing sources [50].")
+@click.option("--searches", type=click.IntRange(1), metavar="N", help="Seeds of the search in each row [3].")
+@click.option("--population", type=int, metavar="N", help="Individuals per generation [20].")
+@click.option("--generations", type=int, metavar="G", help="Populations that are scored [20].")
+@click.option("--mutation-sigma", type=float, metavar="S", help="Of the protocols paper and author [0.1].")
+@click.option("--fitness-images", type=click.IntRange(2), metavar="N", help="Images that steer a search [all].")
+@click.option("--fine-tune-epochs", type=click.IntRange(0), metavar="N", help="Of protocol author in table2 [10].")
+@click.option("--bf16", is_flag=True, help="Train in bfloat16 autocast, on GPUs that have it.")
+@click.option("--dry-run", is_flag=True, help="Print the hours that are left on this machine, and stop.")
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option("--token", metavar="T", help="Hub token.")
+@common_options
+def reproduce(table: str, **flags: Any) -> None:
+    """Train what is missing, merge it by each protocol, and put the results beside what the paper prints."""
+    use_cpu(flags["cpu"])
+    from hfmega import reproduce as study
+    from hfmega import results
+
+    output, settings = open_output(flags), reproduce_settings(table, flags)
+    if flags["dry_run"]:
+        hours = study.estimate(settings)
+        output.table(f"Hours left for {table} on this machine", *study.hour_rows(hours))
+        total = sum(network.total for network in hours)
+        output.result(f"{total / 3600:.2f} hours", {"seconds": total, "networks": [asdict(h) for h in hours]})
+        return
+    runs = study.reproduce(settings, output)
+    page = results.write(table, runs, settings.output)
+    rows = results.rows_of(table, runs)
+    output.table(f"{table}: test accuracy", *results.spoken(rows, brief=True))
+    output.result(page, {"output": str(page), "rows": [asdict(row) for row in rows]})
+
+
+def reproduce_settings(table: Any, flags: dict[str, Any]) -> Any:
+    """The settings that the flags amount to; what is not named keeps its default."""
+    from hfmega.reproduce import ReproduceSettings
+
+    given = {f.name: flags[f.name] for f in fields(ReproduceSettings) if flags.get(f.name)}
+    if flags["fine_tune_epochs"] is not None:
+        given["fine_tune_epochs"] = flags["fine_tune_epochs"]
+    if flags["seeds"]:
+        try:
+            given["seeds"] = tuple(int(seed) for seed in flags["seeds"].split(","))
+        except ValueError as error:
+            raise HfmegaError(f"{flags['seeds']!r} is no list of seeds: write --seeds 44,45.") from error
+    return ReproduceSettings(**given, table=table)
 
 
 @cli.command(short_help="Publish a finished folder on the Hub.")

@@ -81,6 +81,30 @@ def open_dataset(
     return Dataset(name, revision, splits, image, label, classes)
 
 
+def describe(
+    name: str, image_column: str | None = None, label_column: str | None = None, token: str | None = None
+) -> tuple[Dataset, int]:
+    """A dataset with the bytes that opening it would download. One that is not on this disk has row numbers only.
+
+    Raises HfmegaError when it cannot be read.
+    """
+    if name == "digits" or Path(name).is_dir():
+        return open_dataset(name, image_column, label_column, token), 0
+    revision = hub.dataset_revision(name, token)
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision, token=token)
+    except hub.CLIENT_ERRORS as error:
+        raise hub.explained(error, f"dataset {name}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise HfmegaError(f"the dataset {name} cannot be read: {_first_line(error)}") from error
+    if Path(builder.cache_dir).is_dir() or not builder.info.splits:
+        return open_dataset(name, image_column, label_column, token), 0
+    lengths = {split: info.num_examples for split, info in builder.info.splits.items()}
+    rows = {split: datasets.Dataset.from_dict({"row": range(count)}) for split, count in lengths.items()}
+    described = Dataset(name, revision, datasets.DatasetDict(rows), "", "", ())
+    return described, builder.info.download_size or 0
+
+
 def _load(name: str, path: str, **options: Any) -> datasets.DatasetDict:
     try:
         loaded = datasets.load_dataset(path, **options)

@@ -1,6 +1,8 @@
 """Recipes -> scores on a device, spread over processes by Accelerate; BatchNorm calibration."""
 
+import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -11,7 +13,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 
 from hfmega import HfmegaError
-from hfmega.compare import answers
+from hfmega.compare import Answers, answers
 from hfmega.data import Dataset, Split, load_split, normalizer, rows_of
 from hfmega.hub import Checkpoint
 from hfmega.models import build
@@ -72,6 +74,8 @@ class Evaluator:
         self._normalize = normalizer(config, sources.device)
         self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
         self._scores: dict[tuple[Recipe, str], Score] = {}
+        self._answers: dict[tuple[Recipe, str], Answers] = {}
+        self._ensembles: dict[tuple[tuple[Recipe, ...], str], Answers] = {}
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -100,9 +104,25 @@ class Evaluator:
         """Take a score that an earlier run computed."""
         self._scores[recipe, split.fingerprint] = score
 
-    def predictions(self, recipes: Sequence[Recipe], split: Split) -> list[Tensor]:
-        """Per recipe the log-probabilities: float32 [images, classes], on the CPU."""
-        return self._spread(lambda r: self.predict(r, split), recipes)
+    def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
+        """What each recipe says of each image; one already known is not computed again."""
+        unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]
+        found = self._spread(lambda r: answers(self.predict(r, split), split.labels), unknown)
+        self._answers |= {(r, split.fingerprint): a for r, a in zip(unknown, found, strict=True)}
+        return [self._answers[recipe, split.fingerprint] for recipe in recipes]
+
+    def ensemble(self, recipes: Sequence[Recipe], split: Split) -> Answers:
+        """What the mean probability of several recipes says of each image; their own answers are known afterwards."""
+        key = (tuple(recipes), split.fingerprint)
+        if key not in self._ensembles:
+            predictions = self._spread(lambda r: self.predict(r, split), recipes)
+            known = {
+                (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
+            }
+            self._answers |= known
+            mean = torch.stack(predictions).logsumexp(dim=0) - math.log(len(predictions))
+            self._ensembles[key] = answers(mean, split.labels)
+        return self._ensembles[key]
 
     def statistics(self, recipe: Recipe) -> dict[str, Tensor]:
         """The BatchNorm statistics that calibration gives a recipe, by tensor name; empty if it asks for none."""
@@ -142,6 +162,12 @@ class Evaluator:
         self._prepare(recipe)
         images, _ = self._resident(split)
         return torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
+
+    def time(self, split: Split) -> float:
+        """Seconds to materialize the only source and score it."""
+        started = time.perf_counter()
+        self._score(Recipe((1.0,)), split)
+        return time.perf_counter() - started
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Only matplotlib's object-oriented interface: no pyplot, no state that outlives a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from hfmega.lineage import Interval, Lineage, NodeEntry, SourceEntry
+from hfmega.paper import FIGURE2
 
 FITNESS: Final = "fitness.png"
 TREE: Final = "tree.png"
@@ -272,6 +273,33 @@ def generations(axes: Axes, node: NodeEntry, label: str) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     plain(axes)
     axes.legend(loc="best", fontsize=8, facecolor=PAGE, edgecolor=RULE, labelcolor=INK, reverse=True)
+
+
+def draw_best_fitness(runs: Mapping[tuple[str, str], Sequence[Lineage]], path: Path) -> None:
+    """The paper's Figure 2: a panel for each (network, protocol), a line for each search, the paper's ends dashed."""
+    columns = min(3, len(runs))
+    rows = math.ceil(len(runs) / columns)
+    height = 2.9 * rows
+    with matplotlib.style.context("default"):
+        figure = sheet(3.4 * columns, height)
+        for position, ((network, protocol), searches) in enumerate(runs.items()):
+            axes = figure.add_subplot(rows, columns, position + 1)
+            heading(axes, f"{network}, {protocol}")
+            for made in searches:
+                best = [generation.best for generation in made.nodes[-1].history]
+                axes.plot(range(1, len(best) + 1), best, color=LOOKS["merged"][0], marker="o", markersize=3, alpha=0.8)
+            for printed in FIGURE2.get(network, ()):
+                axes.axhline(printed, color=FAINT, linestyle="--", linewidth=1)
+            axes.set_xlabel("generation", fontsize=9, color=FAINT)
+            axes.set_ylabel("best fitness", fontsize=9, color=FAINT)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%.3f"))
+            axes.grid(color=RULE, linewidth=0.6)
+            plain(axes)
+        figure.subplots_adjust(
+            0.62 / columns / 3.4 * 1.15, 0.55 / height, 0.98, 1 - 0.45 / height, wspace=0.35, hspace=0.5
+        )
+        save(figure, path)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,54 @@ def pull_merge(merge: str, token: str | None = None) -> Path:
     return found.parent
 
 
+def lineage_folder(checkpoint: Checkpoint, token: str | None = None) -> Path | None:
+    """A folder with the lineage of a checkpoint that is a merge of hfmega; None for any other checkpoint."""
+    if checkpoint.repo_id is None:
+        return checkpoint.folder if (checkpoint.folder / LINEAGE).is_file() else None
+    try:
+        found = hf_hub_download(checkpoint.repo_id, LINEAGE, revision=checkpoint.revision, token=token)
+    except EntryNotFoundError:
+        return None
+    except CLIENT_ERRORS as error:
+        raise explained(error, checkpoint.repo_id, checkpoint.revision) from error
+    return Path(found).parent
+
+
+def exists(repo_id: str, token: str | None = None) -> bool:
+    """Whether there is such a repository that the user may read."""
+    try:
+        return bool(api(token).repo_exists(repo_id))
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id) from error
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A source before it is fetched: its config, and how many bytes of weights are not on this disk yet."""
+
+    checkpoint: Checkpoint
+    download_bytes: int
+
+
+def preview(source: str, token: str | None = None) -> Preview:
+    """What `pull` would bring: of a Hub source only the config is fetched. Raises HfmegaError as `pull` does.
+
+    The sha256 of a Hub source is empty: its weights are not here.
+    """
+    folder = Path(source)
+    if not source.startswith("hf://") and (folder.is_dir() or _looks_like_a_path(source)):
+        return Preview(_from_folder(folder), 0)
+    repo_id, revision = parse(source)
+    try:
+        config = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token))
+        commit = config.parent.name
+        weights = hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, dry_run=True)
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id, revision) from error
+    checkpoint = Checkpoint(repo_id, repo_id, commit, config.parent, "", _read_config(config, repo_id))
+    return Preview(checkpoint, (weights.file_size or 0) if weights.will_download else 0)
+
+
 def _pin(repo_id: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
     """The commit that a revision means now, and the sha256 that the Hub states for its weights (None: not in LFS)."""
     if constants.HF_HUB_OFFLINE:

@@ -45,7 +45,9 @@ class SourceEntry:
 
 @dataclass(frozen=True)
 class NodeEntry:
-    """One merge of the tree. fitness: accuracy on the fitness images that steered the search; accuracy: on test."""
+    """One merge of the tree, its recipe over the leaves. fitness: accuracy on the images that steered the search;
+    accuracy: on test; chosen: who won its run-off. A source that is itself a merge is a node without a history.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -53,6 +55,7 @@ class NodeEntry:
     fitness: float
     accuracy: float
     history: tuple[Generation, ...]
+    chosen: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings
 from hfmega.splits import SplitRequest
@@ -35,6 +35,8 @@ class MergeSettings:
     label_column: str | None = None
     splits: SplitRequest = field(default_factory=SplitRequest)
     preset: str = "default"
+    tree: Literal["pairs", "flat"] = "pairs"
+    order: Literal["given", "strongest-first", "similar-first"] = "given"
     search: GASettings = DEFAULT
     calibrate: bool | None = None
     seed: int = 0
@@ -47,10 +49,13 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
     return {
         "preset": settings.preset,
         "seed": settings.seed,
+        "tree": settings.tree,
+        "order": settings.order,
         **asdict(settings.search),
         "calibrate": settings.calibrate,
         "confirm_share": settings.splits.confirm_share,
         "fitness_split": settings.splits.fitness,
+        "fitness_images": settings.splits.fitness_images,
         "calibration_split": settings.splits.calibration,
         "test_split": settings.splits.test,
         "allow_leak": settings.splits.allow_leak,

@@ -16,9 +16,13 @@ CALIBRATION_IMAGES: Final = 1000
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What the user said of the splits, in `datasets` slice syntax; None is: choose for me."""
+    """What the user said of the splits, in `datasets` slice syntax; None is: choose for me.
+
+    fitness_images: how many of the fitness images are used, drawn at random; None: all.
+    """
 
     fitness: str | None = None
+    fitness_images: int | None = None
     calibration: str | None = None
     test: str | None = None
     confirm_share: float = 0.4
@@ -39,6 +43,16 @@ class SplitPlan:
     notes: tuple[str, ...]
     leak: str | None
 
+    @property
+    def rows(self) -> dict[str, Rows]:
+        """Purpose to rows, some of them perhaps empty."""
+        return {
+            "search": self.search_rows,
+            "confirm": self.confirm_rows,
+            "calibration": self.calibration_rows,
+            "test": self.test_rows,
+        }
+
 
 def same_dataset(name: str, recorded: str) -> bool:
     """Whether a source's record speaks of this dataset: a folder stands for the Hub dataset of the same last name."""
@@ -46,28 +60,28 @@ def same_dataset(name: str, recorded: str) -> bool:
     return name == recorded or (a_folder_is_meant and name.rsplit("/", 1)[-1] == recorded.rsplit("/", 1)[-1])
 
 
-def plan_splits(
-    dataset: Dataset, records: Sequence[dict[str, Any] | None], request: SplitRequest, seed: int
-) -> SplitPlan:
+def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], request: SplitRequest) -> SplitPlan:
     """Choose what the user left open: from the sources' training records, else as for foreign checkpoints.
 
     With records, fitness images are those that no source was trained on, calibration images those that all were, and
     the test split is whole. Foreign checkpoints may have seen all of `train`: half of the test split is fitness.
+    The same request draws the same images always, so that searches with other seeds are compared on the same ones.
     Raises HfmegaError for an empty split, or overlapping ones without `allow_leak`.
     """
     known = [r for r in records if r is not None and same_dataset(dataset.id, r["dataset"])]
     if len(known) < len(records):
         known = []
-    fitness, notes = _fitness(dataset, known, request)
-    pool = _calibration_pool(dataset, known, request, fitness)
-    calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, seed, "calibration")
-    test = _test(dataset, request, np.union1d(fitness, calibration))
-    order = permutation(len(fitness), seed, "confirm")
+    slice_, notes = _fitness(dataset, known, request)
+    fitness = _draw(slice_, request.fitness_images or len(slice_), 0, "fitness")
+    pool = _calibration_pool(dataset, known, request, slice_)
+    calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
+    test = _test(dataset, request, np.union1d(slice_, calibration))
+    order = permutation(len(fitness), 0, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
     if not 0 <= confirm < len(fitness):
         raise HfmegaError(f"a confirm share of {request.confirm_share} leaves no fitness images for the search.")
     return SplitPlan(
-        fitness=spell(dataset, fitness),
+        fitness=spell(dataset, slice_),
         calibration=spell(dataset, pool),
         test=spell(dataset, test),
         search_rows=np.sort(fitness[order[confirm:]]),

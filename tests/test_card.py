@@ -31,6 +31,8 @@ HOSTILE = "a|b<script>{{7*7}}"
 SETTINGS = {
     "preset": "default",
     "seed": 0,
+    "tree": "pairs",
+    "order": "given",
     **asdict(DEFAULT),
     "calibrate": True,
     "confirm_share": 0.4,
@@ -296,6 +298,8 @@ def test_command_has_every_setting_that_was_changed() -> None:
         "mutation_sigma": 0.001,
         "mutation_unit": "tensor",
         "fitness": "loss",
+        "tree": "flat",
+        "order": "similar-first",
         "seed": 9,
         "confirm_share": 0.25,
         "fitness_split": "train[:10%]+test[:50]",

@@ -1,7 +1,9 @@
 """Who wins, judged by prepared answers: what a search flatters is not what stands."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,9 @@ from hfmega.recipe import Recipe, centroid, source_alone, uniform_average
 from hfmega.search import Generation
 
 IMAGES = 100
-NAMES = ["ann", "bob"]
 AVERAGE, ANN, BOB = uniform_average(2), source_alone(0, 2), source_alone(1, 2)
-FOUND, OTHER = Recipe((0.8, 0.2)), Recipe((0.6, 0.4))
+MEMBERS = {"ann": ANN, "bob": BOB}
+FOUND, OTHER, EARLIER = Recipe((0.8, 0.2)), Recipe((0.6, 0.4)), Recipe((0.3, 0.7))
 CENTROID = centroid([FOUND, OTHER])
 
 
@@ -55,9 +57,16 @@ class Prepared:
     can_calibrate: bool = True
     spreads: dict[Recipe, float] = field(default_factory=dict)
 
-    def predictions(self, recipes: Sequence[Recipe], images: Split) -> list[Tensor]:
+    def answers(self, recipes: Sequence[Recipe], images: Split) -> list[Answers]:
+        return [answers(self.predict(recipe, images), images.labels) for recipe in recipes]
+
+    def ensemble(self, recipes: Sequence[Recipe], images: Split) -> Answers:
+        together = torch.stack([self.predict(recipe, images).exp() for recipe in recipes]).mean(dim=0)
+        return answers(together.log(), images.labels)
+
+    def predict(self, recipe: Recipe, images: Split) -> Tensor:
         at = ["search", "confirm"].index(images.name)
-        return [log_probabilities(self.losses[r][at], self.spreads.get(r, 0.02)) for r in recipes]
+        return log_probabilities(self.losses[recipe][at], self.spreads.get(recipe, 0.02))
 
     def scores(self, recipes: Sequence[Recipe], images: Split) -> list[Score]:
         return [Score(0, IMAGES, self.losses[recipe][0]) for recipe in recipes if images is SEARCH]
@@ -79,9 +88,14 @@ class Searched:
         raise AssertionError(f"the search is over, and was told {scores}")
 
 
-def run(losses: dict[Recipe, tuple[float, float]], confirm: Split | None = CONFIRM, **changes: Any) -> Chosen:
+def run(
+    losses: dict[Recipe, tuple[float, float]],
+    confirm: Split | None = CONFIRM,
+    inputs: Mapping[str, Recipe] = MappingProxyType({}),
+    **changes: Any,
+) -> Chosen:
     evaluator: Any = Prepared(losses)
-    return run_off(Searched(**changes), evaluator, NAMES, SEARCH, confirm)
+    return run_off(Searched(**changes), evaluator, MEMBERS, inputs, SEARCH, confirm)
 
 
 # Mean loss on the search images and on the confirm images.
@@ -110,7 +124,7 @@ def test_better_means_by_more_than_one_standard_error(lower_by: float, winner: s
     evaluator: Any = Prepared(
         {**PLAIN, FOUND: (0.1, 0.50 - lower_by * standard_error), CENTROID: (0.9, 0.9)}, spreads={FOUND: 0.12}
     )
-    assert run_off(Searched(), evaluator, NAMES, SEARCH, CONFIRM).name == winner
+    assert run_off(Searched(), evaluator, MEMBERS, {}, SEARCH, CONFIRM).name == winner
 
 
 def test_the_lowest_loss_on_all_images_stands_among_what_no_search_chose() -> None:
@@ -154,6 +168,27 @@ def test_a_search_that_found_an_anchor_is_not_judged_twice() -> None:
     assert "search" not in [candidate.name for candidate in chosen.candidates]
 
 
+NODE = {"merge-1": EARLIER}
+
+
+def test_an_input_that_an_earlier_search_found_wins_when_it_is_clearly_better_on_confirm() -> None:
+    chosen = run({**PLAIN, FOUND: (0.1, 0.46), CENTROID: (0.1, 0.47), EARLIER: (0.1, 0.45)}, inputs=NODE)
+    assert (chosen.name, chosen.recipe) == ("merge-1", EARLIER)
+
+
+def test_an_input_that_an_earlier_search_found_does_not_stand_by_the_search_images() -> None:
+    """Those steered the earlier search too: it is a challenger, judged on the confirm images alone."""
+    chosen = run({**PLAIN, FOUND: (0.1, 0.6), CENTROID: (0.1, 0.6), EARLIER: (0.1, 0.50)}, inputs=NODE)
+    assert chosen.name == "average"
+    assert {c.name: c.images for c in chosen.candidates if c.name == "merge-1"} == {"merge-1": 100}
+
+
+def test_an_input_that_is_a_source_is_not_judged_twice() -> None:
+    chosen = run({**PLAIN, FOUND: (0.1, 0.6), CENTROID: (0.1, 0.6)}, inputs={"merge-1": ANN})
+    names = [candidate.name for candidate in chosen.candidates]
+    assert names == ["average", "ann", "bob", "average, confirm images only", "search", "centroid"]
+
+
 def test_a_calibrated_run_off_has_the_sources_as_they_are_too() -> None:
     def calibrated(recipe: Recipe) -> Recipe:
         return Recipe(recipe.coefficients, recipe.noise, calibrate=True)
@@ -180,15 +215,25 @@ def test_calibration_pays_when_it_lowers_the_lowest_loss(
     losses = {
         recipe: (loss, loss)
         for calibrate, found in ((True, calibrated), (False, plain))
-        for recipe, loss in zip(plain_recipes(2, calibrate), found, strict=True)
+        for recipe, loss in zip(plain_recipes(MEMBERS, calibrate).values(), found, strict=True)
     }
     evaluator: Any = Prepared(losses)
-    assert calibration_pays(evaluator, 2, SEARCH) is pays
+    assert calibration_pays(evaluator, MEMBERS, SEARCH) is pays
 
 
 def test_calibration_does_not_pay_where_there_is_none() -> None:
     evaluator: Any = Prepared({}, can_calibrate=False)
-    assert not calibration_pays(evaluator, 2, SEARCH)
+    assert not calibration_pays(evaluator, MEMBERS, SEARCH)
+
+
+def test_what_no_search_chose_is_the_average_and_every_source() -> None:
+    assert plain_recipes(MEMBERS, False) == {"average": AVERAGE, "ann": ANN, "bob": BOB}
+    assert [recipe.calibrate for recipe in plain_recipes(MEMBERS, True).values()] == [True, True, True]
+
+
+def test_the_average_is_that_of_the_sources_below_and_not_of_all() -> None:
+    below = {"ann": source_alone(0, 4), "cid": source_alone(2, 4)}
+    assert plain_recipes(below, False)["average"] == Recipe((0.5, 0.0, 0.5, 0.0))
 
 
 def listed(found: Sequence[Rival]) -> list[tuple[str, str, bool]]:
@@ -200,34 +245,34 @@ def test_a_merge_is_shown_against_sources_calibrated_sources_and_the_average() -
     calibrated = [("ann, calibrated", "calibrated source", True), ("bob, calibrated", "calibrated source", True)]
     average = [("uniform average", "average", True)]
     both = [*average, ("uniform average, not calibrated", "average", False)]
-    assert listed(rivals(NAMES, calibrate=True, can_calibrate=True)) == sources + calibrated + average
-    assert listed(rivals(NAMES, calibrate=False, can_calibrate=True)) == sources + calibrated + both
-    assert listed(rivals(NAMES, calibrate=False, can_calibrate=False)) == [
+    assert listed(rivals(MEMBERS, AVERAGE, calibrate=True, can_calibrate=True)) == sources + calibrated + average
+    assert listed(rivals(MEMBERS, AVERAGE, calibrate=False, can_calibrate=True)) == sources + calibrated + both
+    assert listed(rivals(MEMBERS, AVERAGE, calibrate=False, can_calibrate=False)) == [
         *sources,
         ("uniform average", "average", False),
     ]
 
 
-def test_an_ensemble_is_the_mean_of_probabilities_by_kind() -> None:
-    single = rivals(NAMES, calibrate=True, can_calibrate=True)
-    probabilities = [[0.9, 0.1], [0.3, 0.7], [0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]
-    found = dict(ensembles(single, [torch.tensor([p]).log() for p in probabilities]))
-    assert set(found) == {"ensemble", "ensemble, calibrated"}
-    assert torch.allclose(found["ensemble"].exp(), torch.tensor([[0.6, 0.4]]))
-    assert torch.allclose(found["ensemble, calibrated"].exp(), torch.tensor([[0.6, 0.4]]))
+def test_the_average_among_the_rivals_is_the_one_given() -> None:
+    of_named = Recipe((0.25, 0.25, 0.5))  # of a merge of two sources, and a third source
+    found = rivals({"ann": source_alone(0, 3)}, of_named, calibrate=False, can_calibrate=True)
+    assert [rival.recipe for rival in found if rival.kind == "average"] == [replace(of_named, calibrate=True), of_named]
+
+
+def test_the_ensembles_are_of_all_leaves_as_they_are_and_of_all_leaves_calibrated() -> None:
+    calibrated = [source_alone(k, 2, calibrate=True) for k in range(2)]
+    losses = {ANN: (0.6, 9.0), BOB: (0.8, 9.0), calibrated[0]: (0.2, 9.0), calibrated[1]: (0.3, 9.0)}
+    evaluator: Any = Prepared(losses, spreads=dict.fromkeys(losses, 0.0))
+    found = {name: judged.mean_loss for name, judged in ensembles(evaluator, 2, SEARCH)}
+    assert found == {
+        "ensemble": pytest.approx(-math.log((math.exp(-0.6) + math.exp(-0.8)) / 2), abs=1e-6),
+        "ensemble, calibrated": pytest.approx(-math.log((math.exp(-0.2) + math.exp(-0.3)) / 2), abs=1e-6),
+    }
 
 
 def test_without_calibration_there_is_one_ensemble() -> None:
-    found = ensembles(rivals(NAMES, False, False), [torch.zeros(1, 2)] * 3)
-    assert [name for name, _ in found] == ["ensemble"]
-
-
-def test_an_ensemble_of_very_sure_networks_is_not_counted_wrong() -> None:
-    sure = torch.tensor([[0.0, 150.0, 0.0]]).log_softmax(1)  # exp(-150) is zero in float32
-    (_, together), *_ = ensembles(rivals(NAMES, False, False), [sure, sure, sure])
-    judged = answers(together, torch.tensor([1]))
-    assert judged.correct.tolist() == [True]
-    assert judged.mean_loss == pytest.approx(0.0, abs=1e-6)
+    evaluator: Any = Prepared(PLAIN, can_calibrate=False)
+    assert [name for name, _ in ensembles(evaluator, 2, SEARCH)] == ["ensemble"]
 
 
 def of_accuracy(correct: int) -> Answers:
@@ -236,7 +281,7 @@ def of_accuracy(correct: int) -> Answers:
 
 
 def judged(chosen: Chosen, merged: int, correct_of: Callable[[Rival], int]) -> Any:
-    single = rivals(NAMES, chosen.recipe.calibrate, can_calibrate=False)
+    single = rivals(MEMBERS, AVERAGE, chosen.recipe.calibrate, can_calibrate=False)
     return judge("0" * 64, chosen, of_accuracy(merged), single, [of_accuracy(correct_of(rival)) for rival in single])
 
 

@@ -260,16 +260,77 @@ def test_the_weights_of_the_network_are_views_of_the_recipe_s(digits: Dataset) -
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_predictions_are_log_probabilities_of_each_recipe(
+def plain_prediction(checkpoint: Checkpoint, split: Split) -> Tensor:
+    with torch.inference_mode():
+        return plain(checkpoint)(plain_input(split, checkpoint.config)).log_softmax(1)  # type: ignore[no-any-return]
+
+
+def test_a_prediction_is_the_log_probabilities_of_a_recipe(
     evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
 ) -> None:
-    found = evaluator.predictions([source_alone(0, 2), source_alone(1, 2)], unseen)
-    for index, prediction in enumerate(found):
-        with torch.inference_mode():
-            expected = plain(trained[index])(plain_input(unseen, trained[index].config)).log_softmax(1)
+    for index in range(2):
+        prediction = evaluator.predict(source_alone(index, 2), unseen)
         assert prediction.shape == (200, 10)
-        assert torch.allclose(prediction, expected, atol=1e-4)
+        assert torch.allclose(prediction, plain_prediction(trained[index], unseen), atol=1e-4)
         assert torch.allclose(prediction.exp().sum(1), torch.ones(200), atol=1e-5)
+
+
+def test_answers_say_of_each_image_what_the_plainly_loaded_model_says(
+    evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
+) -> None:
+    for index, found in enumerate(evaluator.answers([source_alone(0, 2), source_alone(1, 2)], unseen)):
+        expected = plain_prediction(trained[index], unseen)
+        assert np.array_equal(found.correct, (expected.argmax(1) == unseen.labels).numpy())
+        losses = nn.functional.nll_loss(expected, unseen.labels, reduction="none").numpy()
+        assert np.allclose(found.loss, losses, atol=1e-4)
+
+
+def test_answers_already_known_are_not_computed_again(digits: Dataset) -> None:
+    given = config(8)
+    evaluator, unseen = evaluator_on(digits, given), images_of(digits, given)
+    recipes = [source_alone(0, 2), uniform_average(2), source_alone(0, 2)]
+    found = evaluator.answers(recipes, unseen)
+    assert evaluator.images_seen == 400
+    again = evaluator.answers(recipes[::-1], unseen)
+    assert all(one is other for one, other in zip(again, found[::-1], strict=True))
+    assert evaluator.images_seen == 400
+    evaluator.answers(recipes, load_split(digits, np.arange(100), given, "search"))  # other images are another question
+    assert evaluator.images_seen == 600
+
+
+def test_an_ensemble_says_what_the_mean_probability_of_its_members_says(
+    evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
+) -> None:
+    found = evaluator.ensemble([source_alone(0, 2), source_alone(1, 2)], unseen)
+    mean = torch.stack([plain_prediction(checkpoint, unseen).double().exp() for checkpoint in trained]).mean(0)
+    assert np.array_equal(found.correct, (mean.argmax(1) == unseen.labels).numpy())
+    losses = nn.functional.nll_loss(mean.log(), unseen.labels, reduction="none").numpy()
+    assert np.allclose(found.loss, losses, atol=1e-4)
+
+
+def test_an_ensemble_already_known_is_not_computed_again_and_makes_its_members_known(digits: Dataset) -> None:
+    given = config(8)
+    evaluator, other = evaluator_on(digits, given), evaluator_on(digits, given)
+    unseen, members = images_of(digits, given), [source_alone(0, 2), source_alone(1, 2)]
+    together = evaluator.ensemble(members, unseen)
+    assert evaluator.images_seen == 400
+    assert evaluator.ensemble(members, unseen) is together
+    alone = evaluator.answers(members, unseen)
+    assert evaluator.images_seen == 400
+    for known, computed in zip(alone, other.answers(members, unseen), strict=True):
+        assert np.array_equal(known.loss, computed.loss)
+
+
+def test_an_ensemble_of_very_sure_networks_is_not_counted_wrong(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(8)
+    one = Split("one", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([1]), "one")
+    sure = torch.tensor([[0.0, 150.0, 0.0]]).log_softmax(1)  # exp(-150) is zero in float32
+    monkeypatch.setattr(Evaluator, "predict", lambda *_: sure)
+    found = evaluator_on(digits, given).ensemble([source_alone(0, 2), source_alone(1, 2)], one)
+    assert found.correct.tolist() == [True]
+    assert found.mean_loss == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_checkpoint_is_predicted_as_in_a_merge(

@@ -16,6 +16,11 @@ from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings, MeGA
 FAILED = (0.0, math.inf)
 
 
+def leaves(count: int, calibrate: bool = False) -> list[Recipe]:
+    """What the first merges of a tree have for inputs: sources alone."""
+    return [source_alone(k, count, calibrate) for k in range(count)]
+
+
 class Told(NamedTuple):
     accuracy: float
     loss: float = 1.0
@@ -61,7 +66,7 @@ def test_constants_that_make_no_search_are_refused(constants: dict[str, Any], se
 
 def test_the_smallest_search_runs() -> None:
     settings = GASettings(population=2, generations=1, parents=2, tournament=1, mutation_rate=0.0, mutation_sigma=0.0)
-    searcher = MeGA(2, settings, seed=1)
+    searcher = MeGA(leaves(2), settings, seed=1)
     assert len(run(searcher)) == 1
     assert searcher.best in searcher.population
 
@@ -76,7 +81,7 @@ def test_the_presets_hold_the_constants_of_the_paper() -> None:
 
 @pytest.mark.parametrize("sources", [2, 3, 8])
 def test_the_first_population_lies_uniformly_on_the_simplex(sources: int) -> None:
-    population = MeGA(sources, replace(PAPER, population=2000), seed=1).ask()
+    population = MeGA(leaves(sources), replace(PAPER, population=2000), seed=1).ask()
     coefficients = np.array([recipe.coefficients for recipe in population])
     assert coefficients.shape == (2000, sources)
     assert coefficients.min() >= 0
@@ -89,20 +94,20 @@ def test_the_first_population_lies_uniformly_on_the_simplex(sources: int) -> Non
 
 def test_the_default_begins_with_the_average_and_the_sources() -> None:
     anchors = (uniform_average(3), *(source_alone(k, 3) for k in range(3)))
-    assert MeGA(3, DEFAULT, seed=1).ask()[:4] == anchors
-    assert len(MeGA(3, DEFAULT, seed=1).ask()) == 20
-    assert not set(anchors) & set(MeGA(3, PAPER, seed=1).ask())
-    assert not set(anchors) & set(MeGA(3, AUTHOR, seed=1).ask())
+    assert MeGA(leaves(3), DEFAULT, seed=1).ask()[:4] == anchors
+    assert len(MeGA(leaves(3), DEFAULT, seed=1).ask()) == 20
+    assert not set(anchors) & set(MeGA(leaves(3), PAPER, seed=1).ask())
+    assert not set(anchors) & set(MeGA(leaves(3), AUTHOR, seed=1).ask())
 
 
 def test_a_population_smaller_than_its_anchors_keeps_its_size() -> None:
-    searcher = MeGA(8, replace(DEFAULT, population=4), seed=1)
+    searcher = MeGA(leaves(8), replace(DEFAULT, population=4), seed=1)
     assert {len(population) for population in run(searcher)} == {4}
 
 
 @pytest.mark.parametrize("settings", [PAPER, AUTHOR, DEFAULT])
 def test_the_population_keeps_its_size_and_the_search_its_length(settings: GASettings) -> None:
-    searcher = MeGA(3, replace(settings, generations=7), seed=5)
+    searcher = MeGA(leaves(3), replace(settings, generations=7), seed=5)
     populations = run(searcher)
     assert [len(population) for population in populations] == [20] * 7
     assert len(searcher.history) == 7
@@ -114,7 +119,7 @@ def test_the_population_keeps_its_size_and_the_search_its_length(settings: GASet
 @pytest.mark.parametrize("seed", range(5))
 def test_the_best_of_a_generation_is_never_worse_than_the_one_before(fitness: str, seed: int) -> None:
     settings = replace(DEFAULT, fitness=fitness, tournament=1)  # tournament 1: without elitism the best would be lost
-    searcher = MeGA(3, settings, seed)
+    searcher = MeGA(leaves(3), settings, seed)
     populations = run(searcher)
     best = [generation.best for generation in searcher.history]
     assert best == sorted(best, reverse=fitness == "loss")
@@ -123,7 +128,7 @@ def test_the_best_of_a_generation_is_never_worse_than_the_one_before(fitness: st
 
 
 def test_the_history_is_the_best_mean_and_spread_of_the_scores() -> None:
-    searcher = MeGA(2, replace(PAPER, population=4, parents=2), seed=1)
+    searcher = MeGA(leaves(2), replace(PAPER, population=4, parents=2), seed=1)
     searcher.tell([Told(0.25), Told(0.5), Told(0.75), Told(0.5)])
     (generation,) = searcher.history
     assert (generation.best, generation.mean) == (0.75, 0.5)
@@ -135,14 +140,14 @@ def distance(recipe: Recipe, target: tuple[float, ...]) -> float:
 
 
 def climb(settings: GASettings, target: tuple[float, ...], seed: int) -> MeGA:
-    searcher = MeGA(len(target), replace(settings, mutation_rate=0.0), seed)
+    searcher = MeGA(leaves(len(target)), replace(settings, mutation_rate=0.0), seed)
     run(searcher, lambda recipe: Told(1 - distance(recipe, target)))
     return searcher
 
 
 def random_best(target: tuple[float, ...], seed: int) -> float:
     """The best of as many random blends as the search scores."""
-    blends = MeGA(len(target), replace(PAPER, population=400), seed).ask()
+    blends = MeGA(leaves(len(target)), replace(PAPER, population=400), seed).ask()
     return min(distance(recipe, target) for recipe in blends)
 
 
@@ -169,7 +174,7 @@ def test_selection_draws_the_population_to_the_peak(settings: GASettings, target
 @pytest.mark.parametrize("fitness", ["accuracy", "loss"])
 @pytest.mark.parametrize("settings", [PAPER, DEFAULT])
 def test_a_failed_candidate_is_never_the_best(settings: GASettings, fitness: str) -> None:
-    searcher = MeGA(2, replace(settings, fitness=fitness), seed=1)
+    searcher = MeGA(leaves(2), replace(settings, fitness=fitness), seed=1)
     last = searcher.ask()[-1]
     searcher.tell([Told(*FAILED)] * 19 + [Told(0.1, 9.0)])
     assert searcher.best == last
@@ -178,14 +183,14 @@ def test_a_failed_candidate_is_never_the_best(settings: GASettings, fitness: str
 
 
 def test_a_failed_candidate_is_no_parent_where_there_is_another() -> None:
-    searcher = MeGA(2, replace(PAPER, population=4, tournament=4, mutation_rate=0.0), seed=1)
+    searcher = MeGA(leaves(2), replace(PAPER, population=4, tournament=4, mutation_rate=0.0), seed=1)
     survivor = searcher.ask()[2]
     searcher.tell([Told(*FAILED), Told(*FAILED), Told(0.1), Told(*FAILED)])
     assert [child.coefficients[0] for child in searcher.ask()] == pytest.approx([survivor.coefficients[0]] * 4)
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best() -> None:
-    searcher = MeGA(2, replace(DEFAULT, fitness="loss"), seed=1)
+    searcher = MeGA(leaves(2), replace(DEFAULT, fitness="loss"), seed=1)
     second = searcher.ask()[1]
     searcher.tell([Told(0.0, math.nan), Told(0.5, 1.0), *[Told(0.5, 2.0)] * 18])
     assert searcher.best == second
@@ -195,7 +200,7 @@ def test_the_default_breaks_ties_by_loss_and_the_paper_does_not() -> None:
     scores = [Told(0.5, 1.0 + index) for index in range(19)] + [Told(0.5, 0.5)]
     best = {}
     for name, settings in (("paper", PAPER), ("default", DEFAULT)):
-        searcher = MeGA(2, settings, seed=1)
+        searcher = MeGA(leaves(2), settings, seed=1)
         population = searcher.ask()
         searcher.tell(scores)
         best[name] = population.index(searcher.best)
@@ -203,7 +208,7 @@ def test_the_default_breaks_ties_by_loss_and_the_paper_does_not() -> None:
 
 
 def test_the_loss_as_fitness_ignores_accuracy() -> None:
-    searcher = MeGA(2, replace(PAPER, fitness="loss"), seed=1)
+    searcher = MeGA(leaves(2), replace(PAPER, fitness="loss"), seed=1)
     population = searcher.ask()
     searcher.tell([Told(0.9, 2.0)] * 7 + [Told(0.1, 1.0)] + [Told(0.9, 2.0)] * 12)
     assert searcher.best == population[7]
@@ -212,7 +217,7 @@ def test_the_loss_as_fitness_ignores_accuracy() -> None:
 
 def lines_crossed(settings: GASettings) -> int:
     """How many dimensions the first children span: one when all have the same two parents."""
-    searcher = MeGA(8, replace(settings, parents=2, mutation_rate=0.0), seed=3)
+    searcher = MeGA(leaves(8), replace(settings, parents=2, mutation_rate=0.0), seed=3)
     searcher.tell([rugged(recipe) for recipe in searcher.ask()])
     children = np.array([recipe.coefficients for recipe in searcher.ask()[1:]])
     return int(np.linalg.matrix_rank(children[1:] - children[0], tol=1e-9))
@@ -225,7 +230,7 @@ def test_the_author_draws_parents_anew_for_every_child_and_the_paper_once_a_gene
 
 @pytest.mark.parametrize(("settings", "unit"), [(PAPER, "element"), (AUTHOR, "tensor"), (DEFAULT, "element")])
 def test_every_child_has_exactly_one_noise_term_of_its_own(settings: GASettings, unit: str) -> None:
-    populations = run(MeGA(2, settings, seed=9))
+    populations = run(MeGA(leaves(2), settings, seed=9))
     seen: set[int] = set()
     for generation, population in enumerate(populations):
         fresh = [[term for term in recipe.noise if term.seed not in seen] for recipe in population]
@@ -241,23 +246,25 @@ def test_every_child_has_exactly_one_noise_term_of_its_own(settings: GASettings,
 
 @pytest.mark.parametrize("changes", [{"mutation_rate": 0.0}, {"mutation_sigma": 0.0}])
 def test_without_mutation_there_is_no_noise_term(changes: dict[str, float]) -> None:
-    populations = run(MeGA(2, replace(PAPER, **changes), seed=9))
+    populations = run(MeGA(leaves(2), replace(PAPER, **changes), seed=9))
     assert all(recipe.noise == () for population in populations for recipe in population)
 
 
 def test_blends_stay_on_the_simplex() -> None:
-    last = run(MeGA(3, DEFAULT, seed=2))[-1]
+    last = run(MeGA(leaves(3), DEFAULT, seed=2))[-1]
     assert all(min(recipe.coefficients) >= 0 for recipe in last)
     assert [sum(recipe.coefficients) for recipe in last] == pytest.approx([1.0] * 20)
 
 
 def test_calibration_stays_with_every_individual() -> None:
-    assert all(recipe.calibrate for population in run(MeGA(2, DEFAULT, 1, calibrate=True)) for recipe in population)
+    assert all(
+        recipe.calibrate for population in run(MeGA(leaves(2, calibrate=True), DEFAULT, 1)) for recipe in population
+    )
 
 
 @pytest.mark.parametrize("settings", [PAPER, AUTHOR, DEFAULT])
 def test_telling_a_new_searcher_the_same_scores_resumes_the_search_exactly(settings: GASettings) -> None:
-    whole, resumed = MeGA(3, settings, seed=4), MeGA(3, settings, seed=4)
+    whole, resumed = MeGA(leaves(3), settings, seed=4), MeGA(leaves(3), settings, seed=4)
     scores = []
     for _ in range(6):
         scores.append([rugged(recipe) for recipe in whole.ask()])
@@ -271,7 +278,7 @@ def test_telling_a_new_searcher_the_same_scores_resumes_the_search_exactly(setti
 
 @pytest.mark.parametrize("settings", [PAPER, AUTHOR, DEFAULT])
 def test_another_seed_is_another_search(settings: GASettings) -> None:
-    one, other = run(MeGA(2, settings, seed=1)), run(MeGA(2, settings, seed=2))
+    one, other = run(MeGA(leaves(2), settings, seed=1)), run(MeGA(leaves(2), settings, seed=2))
     random = slice(3, None) if settings.anchors else slice(None)
     assert not set(one[0][random]) & set(other[0][random])
     assert not set(one[-1]) & set(other[-1])
@@ -279,4 +286,4 @@ def test_another_seed_is_another_search(settings: GASettings) -> None:
 
 def test_there_is_no_best_before_the_first_scores() -> None:
     with pytest.raises(HfmegaError, match="no population has been scored yet"):
-        _ = MeGA(2, PAPER, seed=1).best
+        _ = MeGA(leaves(2), PAPER, seed=1).best

@@ -15,13 +15,14 @@ import numpy as np
 from hfmega import hub
 from hfmega.data import load_split, open_dataset
 from hfmega.evaluate import Evaluator
+from hfmega.recipe import source_alone
 from hfmega.search.ga import MeGA, DEFAULT
 from hfmega.weights import load_weights, mix
 from dataclasses import replace
 sources, population = [hub.pull(folder) for folder in sys.argv[1:3]], int(sys.argv[3])
 images = load_split(open_dataset("digits"), np.arange(4), sources[0].config, "few")
 evaluator = Evaluator(sources[0].config, mix(sources, [load_weights(s) for s in sources]), None)
-search = MeGA(2, replace(DEFAULT, population=population, generations=2), seed=0)
+search = MeGA([source_alone(k, 2) for k in range(2)], replace(DEFAULT, population=population, generations=2), seed=0)
 while not search.done:
     search.tell(evaluator.scores(search.ask(), images))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

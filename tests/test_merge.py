@@ -137,7 +137,7 @@ def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
 def test_an_unfinished_folder_is_not_given_to_another_command(
     tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfmega.merge.search", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("hfmega.tree.search", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_sources, tmp_path / "out")
     with pytest.raises(HfmegaError, match="unfinished run of other settings"):
@@ -169,7 +169,9 @@ def test_the_paper_preset_has_no_run_off_and_no_calibration(tiny_sources: tuple[
     assert lineage.replay(str(tmp_path / "out")).equal
 
 
-def test_three_sources_are_merged_by_three_coefficients(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+def test_three_sources_are_merged_by_two_searches_and_three_coefficients(
+    tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
     third = shutil.copytree(tiny_sources[0], tmp_path / "third")
     state = {name: tensor * 1.001 if tensor.is_floating_point() else tensor
              for name, tensor in load_file(third / "model.safetensors").items()}  # fmt: skip
@@ -177,9 +179,21 @@ def test_three_sources_are_merged_by_three_coefficients(tiny_sources: tuple[Path
 
     save_file(state, third / "model.safetensors")
     made = run((*tiny_sources, third), tmp_path / "out")
+    assert [(node.name, node.inputs) for node in made.nodes] == [
+        ("merge-1", ("s1", "s2")),
+        ("merge-2", ("third", "merge-1")),
+    ]
     assert len(made.recipe.coefficients) == len(made.sources) == 3
     assert sum(made.recipe.coefficients) == pytest.approx(1.0)
     assert lineage.replay(str(tmp_path / "out")).equal
+
+
+def test_another_seed_searches_and_reports_on_the_same_images(
+    merged: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = run(tiny_sources, tmp_path / "out", seed=8)
+    assert other.data == merged[1].data
+    assert other.nodes[0].history != merged[1].nodes[0].history
 
 
 def test_the_best_reference_is_the_strongest_single_model(merged: tuple[Path, Lineage]) -> None:

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 from typing import Final, Literal, TypeVar
 
 from hfmega import HfmegaError
-from hfmega.recipe import Noise, Recipe, crossover, mutate, source_alone, uniform_average
+from hfmega.recipe import Noise, Recipe, blend, centroid, crossover, mutate
 from hfmega.rng import Draws
 from hfmega.search import Generation, Scored
 
@@ -59,15 +59,15 @@ DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
 
 
 class MeGA:
-    """The genetic algorithm behind ask and tell.
+    """The genetic algorithm behind ask and tell. inputs: what it blends: leaves, or recipes that earlier merges found.
 
     Every draw is keyed by (seed, generation), so the state is only the population and how far the search has come.
     """
 
-    def __init__(self, sources: int, settings: GASettings, seed: int, calibrate: bool = False) -> None:
+    def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.history: list[Generation] = []
-        self.population = self._first(sources, calibrate)
+        self.population = self._first(list(inputs))
         self._best: tuple[tuple[float, ...], Recipe] | None = None
 
     @property
@@ -95,16 +95,13 @@ class MeGA:
         if not self.done:
             self.population = self._breed(ranks)
 
-    def _first(self, sources: int, calibrate: bool) -> tuple[Recipe, ...]:
-        """Blends with coefficients uniform on the simplex: for two sources a * first + (1 - a) * second (line 5)."""
-        anchors = [uniform_average(sources, calibrate), *(source_alone(k, sources, calibrate) for k in range(sources))]
-        first = anchors[: self.settings.population] if self.settings.anchors else []
+    def _first(self, inputs: list[Recipe]) -> tuple[Recipe, ...]:
+        """Blends with shares uniform on the simplex: for two inputs a * first + (1 - a) * second (line 5)."""
+        first = [centroid(inputs), *inputs][: self.settings.population] if self.settings.anchors else []
         draws = Draws(self.seed, "population")
         while len(first) < self.settings.population:
-            cuts = sorted(draws.uniform() for _ in range(sources - 1))
-            first.append(
-                Recipe(tuple(b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)), calibrate=calibrate)
-            )
+            cuts = sorted(draws.uniform() for _ in inputs[1:])
+            first.append(blend(inputs, [b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)]))
         return tuple(first)
 
     def _breed(self, ranks: Sequence[tuple[float, ...]]) -> tuple[Recipe, ...]:

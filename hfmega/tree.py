@@ -1,0 +1,225 @@
+"""Which merges happen in which order, their searches, what of them is on disk, and how an unfinished run goes on."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import ClassVar, Final
+
+import torch
+from accelerate.utils import broadcast_object_list
+from pydantic import TypeAdapter
+
+from hfmega import lineage, run
+from hfmega.choose import Chosen, calibration_pays, run_off
+from hfmega.evaluate import Evaluator, Score
+from hfmega.job import Job
+from hfmega.output import Output
+from hfmega.recipe import Recipe
+from hfmega.search import Generation, Searcher
+from hfmega.search.ga import MeGA
+
+# Seeds of a user lie below it, so that no two searches share one: node i of seed s draws from s + i * NODE_SEEDS.
+NODE_SEEDS: Final = 2**48
+
+
+@dataclass(frozen=True)
+class Node:
+    """One merge that is to be done: what it is called, what it merges, and the sources below it."""
+
+    name: str
+    inputs: tuple[str, ...]
+    below: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One merge that is done. fitness: accuracy on the search images; calibrate: whether its search calibrated."""
+
+    name: str
+    inputs: tuple[str, ...]
+    chosen: Chosen
+    fitness: float
+    history: tuple[Generation, ...]
+
+
+@dataclass
+class Progress:
+    """How far a run has come: the scores of each generation of each node, the nodes that are done, and their cost."""
+
+    calibrate: bool | None = None
+    scores: dict[str, list[list[Score]]] = field(default_factory=dict)
+    done: dict[str, Merged] = field(default_factory=dict)
+    forward_passes: int = 0
+    seconds: float = 0.0
+    __pydantic_config__: ClassVar = lineage.NUMBERS
+
+
+PROGRESS: Final = TypeAdapter(Progress)
+
+
+def plan(members: Sequence[str], shape: str) -> list[list[Node]]:
+    """The levels of a tree: one search over all members (`flat`), or pairs, then pairs of results (MeGA, Figure 3).
+
+    Of an odd level the last member goes on as it is, and is the first of the next level, so that no member is passed
+    over twice in a row.
+    """
+    if shape == "flat" or len(members) == 2:
+        return [[Node("merge", tuple(members), tuple(members))]]
+    below: dict[str, tuple[str, ...]] = {name: (name,) for name in members}
+    levels: list[list[Node]] = []
+    count = 0
+    while len(members) > 1:
+        level: list[Node] = []
+        for first, second in zip(members[::2], members[1::2], strict=False):
+            count += 1
+            level.append(Node(f"merge-{count}", (first, second), below[first] + below[second]))
+        below |= {node.name: node.below for node in level}
+        members = [*members[len(level) * 2 :], *(node.name for node in level)]
+        levels.append(level)
+    return levels
+
+
+def batches(level: Sequence[Node], population: int, processes: int) -> Iterator[list[Node]]:
+    """Which merges of a level run side by side: all of them where that needs fewer rounds of evaluation, else none."""
+    together = -(-len(level) * population // processes)
+    one_by_one = len(level) * -(-population // processes)
+    yield from [list(level)] if together < one_by_one else ([node] for node in level)
+
+
+def ordered(members: Mapping[str, Recipe], order: str, job: Job) -> list[str]:
+    """The sources in the order in which they are paired: as given, by their loss, or the most similar pairs first."""
+    names = list(members)
+    if order == "strongest-first":
+        scores = job.evaluator.scores(list(members.values()), job.search)
+        return [name for _, name in sorted(zip(scores, names, strict=True), key=lambda pair: pair[0].loss)]
+    if order == "similar-first":
+        return closest_pairs(names, distances(list(members.values()), job.evaluator))
+    return names
+
+
+def distances(recipes: Sequence[Recipe], evaluator: Evaluator) -> dict[tuple[int, int], float]:
+    """The Euclidean distance of the parameters of each pair of recipes."""
+    layout = evaluator.sources.layout
+    flats = []
+    for recipe in recipes:
+        flat = torch.empty(layout.size, device=evaluator.sources.device)
+        evaluator.sources.materialize(recipe, flat)
+        flats.append(torch.cat([flat[s.start : s.stop] for s in layout.slots if s.parameter]).double())
+    return {(i, j): float((flats[i] - flats[j]).norm()) for i, j in combinations(range(len(flats)), 2)}
+
+
+def closest_pairs(names: Sequence[str], distance: Mapping[tuple[int, int], float]) -> list[str]:
+    """The closest pair, then the closest of the rest, and so on; an odd one out comes last."""
+    found: list[int] = []
+    for i, j in sorted(distance, key=distance.__getitem__):
+        if i not in found and j not in found:
+            found += [i, j]
+    return [names[k] for k in dict.fromkeys([*found, *range(len(names))])]
+
+
+def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
+    """Do every merge of the tree that is not on disk yet; the last one is the result."""
+    record = job.settings.output / run.WORK / "progress.json"
+    progress = saved_progress(record, job.evaluator)
+    members = {member.name: member.recipe for member in job.members}
+    if progress.calibrate is None:
+        progress.calibrate = decided(job, members, output)
+    members = {name: replace(recipe, calibrate=progress.calibrate) for name, recipe in members.items()}
+    levels = plan(ordered(members, job.settings.order, job), job.settings.tree)
+    numbers = {node.name: number for number, node in enumerate(node for level in levels for node in level)}
+    for level in levels:
+        for batch in batches(level, job.settings.search.population, job.evaluator.state.num_processes):
+            known = members | {name: merged.chosen.recipe for name, merged in progress.done.items()}
+            todo = {
+                node: MeGA(
+                    [replace(known[name], calibrate=progress.calibrate) for name in node.inputs],
+                    job.settings.search,
+                    job.settings.seed + numbers[node.name] * NODE_SEEDS,
+                )
+                for node in batch
+                if node.name not in progress.done
+            }
+            search(todo, job, progress, record, output)
+            for node, searcher in todo.items():
+                progress.done[node.name] = finished(node, searcher, job, known)
+                output.say(f"{node.name} of {' and '.join(node.inputs)}: {progress.done[node.name].chosen.name} stands")
+            save(progress, record, job.evaluator)
+    return [progress.done[name] for name in numbers], progress
+
+
+def decided(job: Job, members: Mapping[str, Recipe], output: Output) -> bool:
+    """Whether the search re-estimates BatchNorm statistics: as asked, else what pays on the search images."""
+    if job.settings.calibrate is not None:
+        return job.settings.calibrate
+    calibrate = calibration_pays(job.evaluator, members, job.search)
+    output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
+    return calibrate
+
+
+def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: Path, output: Output) -> None:
+    """Ask, evaluate, tell, record, until done. Scores on disk are told again instead of computed again.
+
+    Several searches go on side by side: their populations are one list for the processes to share.
+    """
+    evaluator, settings = job.evaluator, job.settings.search
+    for node, searcher in todo.items():
+        resume(node, searcher, job, progress, output)
+    with output.progress("first generation", len(todo) * settings.generations * settings.population) as bar:
+        bar.advance(sum(len(searcher.history) for searcher in todo.values()) * settings.population)
+        while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
+            before, started = evaluator.images_seen, time.monotonic()
+            asked = {node: searcher.ask() for node, searcher in active.items()}
+            evaluator.scores(
+                [recipe for population in asked.values() for recipe in population], job.search, bar.advance
+            )
+            for node, searcher in active.items():
+                scores = evaluator.scores(asked[node], job.search)
+                searcher.tell(scores)
+                progress.scores.setdefault(node.name, []).append(scores)
+            images, seconds = evaluator.images_seen - before, time.monotonic() - started
+            progress.forward_passes += images
+            progress.seconds += seconds
+            save(progress, record, evaluator)
+            for node, searcher in active.items():
+                newest, rate = searcher.history[-1], images / seconds
+                bar.line(
+                    f"{node.name}: generation {len(searcher.history)}/{settings.generations}: best {newest.best:.4f}, "
+                    f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
+                )
+
+
+def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output: Output) -> None:
+    """Bring a searcher to where the unfinished run stopped."""
+    known = progress.scores.get(node.name, [])
+    for scores in known:
+        for recipe, score in zip(searcher.ask(), scores, strict=True):
+            job.evaluator.remember(recipe, job.search, score)
+        searcher.tell(scores)
+    if known:
+        output.say(f"resuming {node.name} after generation {len(known)} of {job.settings.search.generations}")
+
+
+def finished(node: Node, searcher: Searcher, job: Job, known: Mapping[str, Recipe]) -> Merged:
+    """The run-off of one merge, and what came out."""
+    below = {name: known[name] for name in node.below}
+    inputs = {name: known[name] for name in node.inputs if name not in node.below}
+    chosen = run_off(searcher, job.evaluator, below, inputs, job.search, job.confirm)
+    fitness = job.evaluator.scores([chosen.recipe], job.search)[0].accuracy
+    return Merged(node.name, node.inputs, chosen, fitness, tuple(searcher.history))
+
+
+def save(progress: Progress, record: Path, evaluator: Evaluator) -> None:
+    if evaluator.state.is_main_process:
+        run.write_atomically(record, PROGRESS.dump_json(progress))
+
+
+def saved_progress(record: Path, evaluator: Evaluator) -> Progress:
+    """How far an unfinished run came, read by the main process and given to all."""
+    known: list[Progress] = [Progress()]
+    if evaluator.state.is_main_process and record.exists():
+        known = [PROGRESS.validate_json(record.read_bytes())]
+    if evaluator.state.num_processes > 1:
+        broadcast_object_list(known)
+    return known[0]
