@@ -107,3 +107,29 @@ def test_the_architecture_must_be_that_of_the_start(trained: Path, tmp_path: Pat
 def test_constants_that_train_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HfmegaError, match="must be positive"):
         replace(settings(tmp_path / "out"), epochs=0)
+
+
+def test_the_size_of_the_images_can_be_named(tmp_path: Path) -> None:
+    train.train(replace(settings(tmp_path / "out"), epochs=1, image_size=16), QUIET)
+    config = hub.pull(str(tmp_path / "out")).config["pretrained_cfg"]
+    assert (config["input_size"], config["mean"], config["std"]) == ([3, 16, 16], [0.0] * 3, [1.0] * 3)
+
+
+def test_the_probe_of_a_step_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    asked = settings(tmp_path)
+    model = train.build({"architecture": "resnet8_cifar", "num_classes": 10})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert train.seconds_per_step(model, torch.rand(8, 3, 32, 32), asked) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_compiling_is_as_asked_and_never_tried_on_a_cpu(tmp_path: Path) -> None:
+    model, images = torch.nn.Identity(), torch.rand(2, 3, 8, 8)
+    for asked, expected in ((None, False), (True, True), (False, False)):
+        assert train.pays_to_compile(model, images, replace(settings(tmp_path), compiled=asked), QUIET) is expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines whose device has no bfloat16")
+def test_bf16_is_refused_where_the_device_has_none(tmp_path: Path) -> None:
+    with pytest.raises(HfmegaError, match="needs a GPU"):
+        replace(settings(tmp_path), bf16=True)
