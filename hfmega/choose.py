@@ -79,8 +79,10 @@ def run_off(
     plain = plain_recipes(members, searcher.best.calibrate)
     if searcher.best.calibrate:
         plain |= {f"{name}, as it is": replace(recipe, calibrate=False) for name, recipe in members.items()}
-    found = {SEARCH: searcher.best, CENTROID: centroid(searcher.population), **inputs}
-    found = {name: recipe for name, recipe in found.items() if recipe not in plain.values()}
+    found: dict[str, Recipe] = {}
+    for name, recipe in {**inputs, SEARCH: searcher.best, CENTROID: centroid(searcher.population)}.items():
+        if recipe not in plain.values() and recipe not in found.values():
+            found[name] = recipe
     recipes = [*plain.values(), *found.values()]
     on_search = dict(zip(recipes, evaluator.answers(recipes, search), strict=True))
     on_confirm = dict(zip(recipes, evaluator.answers(recipes, confirm), strict=True))

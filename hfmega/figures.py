@@ -293,7 +293,7 @@ def draw_best_fitness(runs: Mapping[tuple[str, str], Sequence[Lineage]], path: P
             axes.set_xlabel("generation", fontsize=9, color=FAINT)
             axes.set_ylabel("best fitness", fontsize=9, color=FAINT)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axes.yaxis.set_major_formatter(FormatStrFormatter("%.3f"))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%.4f"))
             axes.grid(color=RULE, linewidth=0.6)
             plain(axes)
         figure.subplots_adjust(

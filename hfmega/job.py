@@ -154,11 +154,17 @@ def spread(recipe: Recipe, hashes: Sequence[str], leaves: Sequence[str]) -> Reci
 
 
 def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoint]]:
-    """The recipe of a source and the leaves that it is over: of a merge its own, of anything else itself."""
+    """The recipe of a source and the leaves that it is over: of a merge its own, of anything else itself.
+
+    Weights that are no longer those of their lineage are a leaf; so is a merge with re-estimated statistics, which its
+    recipe cannot say.
+    """
     folder = hub.lineage_folder(found, token)
     if folder is None:
         return Recipe((1.0,)), [found]
     made = lineage.read(folder / hub.LINEAGE)
+    if made.recipe.calibrate or made.result.sha256 != found.sha256:
+        return Recipe((1.0,)), [found]
     return made.recipe, [lineage.find_source(entry, folder, None, token) for entry in made.sources]
 
 

@@ -124,8 +124,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
     record = job.settings.output / run.WORK / "progress.json"
     progress = saved_progress(record, job.evaluator)
     members = {member.name: member.recipe for member in job.members}
-    if progress.calibrate is None:
-        progress.calibrate = decided(job, members, output)
+    progress.calibrate = decided(job, members, output)
     members = {name: replace(recipe, calibrate=progress.calibrate) for name, recipe in members.items()}
     levels = plan(ordered(members, job.settings.order, job), job.settings.tree)
     numbers = {node.name: number for number, node in enumerate(node for level in levels for node in level)}
@@ -139,10 +138,12 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
                     job.settings.seed + numbers[node.name] * NODE_SEEDS,
                 )
                 for node in batch
-                if node.name not in progress.done
             }
             search(todo, job, progress, record, output)
             for node, searcher in todo.items():
+                if node.name in progress.done:  # its scores are known again, as in a run that was not interrupted
+                    job.evaluator.scores([progress.done[node.name].chosen.recipe], job.search)
+                    continue
                 progress.done[node.name] = finished(node, searcher, job, known)
                 output.say(f"{node.name} of {' and '.join(node.inputs)}: {progress.done[node.name].chosen.name} stands")
             save(progress, record, job.evaluator)
@@ -197,7 +198,7 @@ def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output:
         for recipe, score in zip(searcher.ask(), scores, strict=True):
             job.evaluator.remember(recipe, job.search, score)
         searcher.tell(scores)
-    if known:
+    if known and node.name not in progress.done:
         output.say(f"resuming {node.name} after generation {len(known)} of {job.settings.search.generations}")
 
 

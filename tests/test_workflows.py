@@ -114,7 +114,7 @@ def test_every_job_has_a_time_limit() -> None:
         ("ci", "lint"),
         ("ci", "test"),
         ("ci", "wheel"),
-        ("reproduce", "demo"),
+        ("reproduce", "reproduce-small"),
     ],
 )
 def test_a_workflow_runs_a_target_of_the_makefile(name: str, target: str) -> None:
@@ -127,7 +127,7 @@ def test_no_workflow_runs_another_target() -> None:
     assert targets == {
         "ci": {"lint", "test", "wheel"},
         "release": set(),
-        "reproduce": {"demo"},
+        "reproduce": {"reproduce-small"},
     }
 
 
