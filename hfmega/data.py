@@ -69,11 +69,11 @@ def open_dataset(
     if name == "digits":
         splits = digits()
     elif Path(name).is_dir():
-        splits = _load(name, str(Path(name).resolve()))
+        splits = _load(datasets.load_dataset, name, str(Path(name).resolve()))
         name = Path(name).resolve().name
     else:
         revision = hub.dataset_revision(name, token)
-        splits = _load(name, name, revision=revision, token=token)
+        splits = _load(datasets.load_dataset, name, name, revision=revision, token=token)
     features = next(iter(splits.values())).features
     image = _column(name, features, datasets.Image, "image", image_column)
     label = _column(name, features, datasets.ClassLabel, "label", label_column)
@@ -91,12 +91,7 @@ def describe(
     if name == "digits" or Path(name).is_dir():
         return open_dataset(name, image_column, label_column, token), 0
     revision = hub.dataset_revision(name, token)
-    try:
-        builder = datasets.load_dataset_builder(name, revision=revision, token=token)
-    except hub.CLIENT_ERRORS as error:
-        raise hub.explained(error, f"dataset {name}") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise HfmegaError(f"the dataset {name} cannot be read: {_first_line(error)}") from error
+    builder = _load(datasets.load_dataset_builder, name, name, revision=revision, token=token)
     if Path(builder.cache_dir).is_dir() or not builder.info.splits:
         return open_dataset(name, image_column, label_column, token), 0
     lengths = {split: info.num_examples for split, info in builder.info.splits.items()}
@@ -105,14 +100,14 @@ def describe(
     return described, builder.info.download_size or 0
 
 
-def _load(name: str, path: str, **options: Any) -> datasets.DatasetDict:
+def _load(load: Callable[..., Any], name: str, path: str, **options: Any) -> Any:
+    """load(path, **options), and what can go wrong with it in one sentence."""
     try:
-        loaded = datasets.load_dataset(path, **options)
+        return load(path, **options)
     except hub.CLIENT_ERRORS as error:
         raise hub.explained(error, f"dataset {name}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise HfmegaError(f"the dataset {name} cannot be read: {_first_line(error)}") from error
-    return loaded
 
 
 def _first_line(error: Exception) -> str:

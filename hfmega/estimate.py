@@ -7,7 +7,7 @@ import psutil
 import torch
 from torch import nn
 
-from hfmega import HfmegaError, hub
+from hfmega import hub
 from hfmega.data import Split, describe, normalizer, preprocessing_of
 from hfmega.evaluate import Evaluator, processes
 from hfmega.job import choose_dataset
@@ -41,8 +41,6 @@ def estimate(settings: MergeSettings) -> Estimate:
     Earlier merges among the sources are counted as one source each.
     Raises HfmegaError where the merge would, as far as configs and the dataset's description tell.
     """
-    if len(settings.sources) < 2:
-        raise HfmegaError("one source cannot be merged: name two or more.")
     previews = [hub.preview(source, settings.token) for source in settings.sources]
     checkpoints = [preview.checkpoint for preview in previews]
     dataset, download = describe(

@@ -6,43 +6,22 @@ Only matplotlib's object-oriented interface: no pyplot, no state that outlives a
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
-from matplotlib.patches import FancyBboxPatch, PathPatch
-from matplotlib.path import Path as Curve
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
-from hfmega.lineage import Interval, Lineage, NodeEntry, SourceEntry
+from hfmega.diagram import tree
+from hfmega.lineage import Interval, Lineage, NodeEntry
 from hfmega.paper import FIGURE2
+from hfmega.sheet import FAINT, HEADING, INK, LOOKS, PAGE, RULE, WIDTH, fitted, in_lines, save, sheet, shortened, write
 
 FITNESS: Final = "fitness.png"
 TREE: Final = "tree.png"
 COMPARISON: Final = "comparison.png"
-
-DPI: Final = 160
-WIDTH: Final = 8.0  # inches: about the column of a model page, so that 9 points stay 9 points
-PAGE: Final = "#fbfbf9"  # opaque, or the dark ink would vanish on a dark page
-INK: Final = "#1f2328"
-FAINT: Final = "#59636e"
-RULE: Final = "#d8dce1"
-HEADING: Final[dict[str, Any]] = {"fontsize": 10, "color": INK, "fontweight": "bold"}
-NAME_WIDTH: Final = 48  # characters in a line
-
-# Colour and marker of a kind; the colours are Okabe and Ito's, which the colour-blind can tell apart.
-LOOKS: Final = {
-    "merged": ("#d55e00", "D"),
-    "source": ("#6e7781", "o"),
-    "calibrated source": ("#0072b2", "o"),
-    "average": ("#a97800", "s"),
-    "ensemble": ("#8e4585", "^"),
-}
 
 
 @dataclass(frozen=True)
@@ -68,61 +47,6 @@ def draw(lineage: Lineage, folder: Path) -> None:
 def searched(lineage: Lineage) -> bool:
     """Whether there are generations to draw."""
     return any(node.history for node in lineage.nodes)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG without the version of matplotlib in it."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-
-
-def sheet(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAGE)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def write(axes: Axes, x: float, y: float, text: str, **style: Any) -> Any:
-    """Text as it is: a dollar sign starts no formula, a character that the font lacks is a question mark."""
-    shown = "".join(c if c == "\n" or ord(c) in characters() else "?" for c in text)
-    return axes.text(x, y, shown, parse_math=False, **{"fontsize": 9, "color": INK, "va": "center", **style})
-
-
-@cache
-def characters() -> frozenset[int]:
-    """What the font that comes with matplotlib can write."""
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
-
-
-def fitted(axes: Axes, texts: Sequence[Any], limit: float = 3.4) -> float:
-    """The width of the widest text in inches; texts that are wider than the limit shrink."""
-
-    def widest() -> float:
-        renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-        return max(float(text.get_window_extent(renderer).width) for text in texts) / DPI
-
-    shrink = min(1.0, limit / widest())
-    if shrink < 1.0:
-        for text in texts:
-            text.set_fontsize(text.get_fontsize() * shrink)
-    return widest()
-
-
-def shortened(text: str, width: int = NAME_WIDTH) -> str:
-    """A text cut in its middle: names of checkpoints differ at both ends."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
-
-
-def in_lines(name: str) -> str:
-    """A name in one line or two, broken behind a separator where there is one."""
-    name = " ".join(name.split())
-    if len(name) <= NAME_WIDTH:
-        return name
-    breaks = [i + 1 for i, c in enumerate(name) if c in "/-_ " and i < NAME_WIDTH and len(name) - i - 1 <= NAME_WIDTH]
-    owner = name.find("/") + 1
-    middle = owner if owner in breaks else breaks[-1] if breaks else min(NAME_WIDTH, len(name) // 2)
-    return f"{shortened(name[:middle].rstrip())}\n{shortened(name[middle:])}"
 
 
 def comparison(lineage: Lineage) -> Figure:
@@ -300,162 +224,3 @@ def draw_best_fitness(runs: Mapping[tuple[str, str], Sequence[Lineage]], path: P
             0.62 / columns / 3.4 * 1.15, 0.55 / height, 0.98, 1 - 0.45 / height, wspace=0.35, hspace=0.5
         )
         save(figure, path)
-
-
-@dataclass(frozen=True)
-class Box:
-    """A model in the tree: where its box begins and ends, and at what height, in inches."""
-
-    left: float
-    right: float
-    y: float
-
-
-COEFFICIENT: Final = 0.85  # inches between a source's box and its line, for the coefficient
-NODE: Final = 1.75
-GAP: Final = 1.1
-
-
-def tree(lineage: Lineage) -> Figure:
-    """The sources with their accuracies and their coefficients in the final recipe, and what was merged of them."""
-    order = leaf_order(lineage)
-    labels = [in_lines(lineage.sources[k].name) for k in order]
-    step = 0.74 if any("\n" in label for label in labels) else 0.58
-    depths = node_depths(lineage)
-    height = max(step * len(order), 1.5) + 0.4
-    figure = sheet(WIDTH + (NODE + GAP) * (max(depths.values()) - 1), height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    axes.set_xlim(0, figure.get_figwidth())
-    axes.set_ylim(0, height)
-    top = height / 2 + step * (len(order) - 1) / 2
-    leaves = draw_sources(axes, lineage, order, labels, [top - step * row for row in range(len(order))], step)
-    draw_nodes(axes, lineage, leaves, depths)
-    return figure
-
-
-def inputs_of(lineage: Lineage, node: NodeEntry) -> list[str | int]:
-    """A node's inputs: sources by their number, nodes by their name. The only node has all sources."""
-    if len(lineage.nodes) == 1:
-        return list(range(len(lineage.sources)))
-    numbers = {source.name: k for k, source in enumerate(lineage.sources)}
-    return [numbers.get(name, name) for name in node.inputs]
-
-
-def leaf_order(lineage: Lineage) -> list[int]:
-    """The sources from top to bottom, so that the lines of a tree do not cross."""
-    nodes = {node.name: node for node in lineage.nodes}
-
-    def below(member: str | int) -> list[int]:
-        if isinstance(member, int):
-            return [member]
-        return [leaf for child in inputs_of(lineage, nodes[member]) for leaf in below(child)]
-
-    return list(dict.fromkeys([*below(lineage.nodes[-1].name), *range(len(lineage.sources))]))
-
-
-def node_depths(lineage: Lineage) -> dict[str, int]:
-    """The column of each node: one more than the deepest of its inputs. Nodes come after their inputs."""
-    depths: dict[str | int, int] = {}
-    for node in lineage.nodes:
-        depths[node.name] = 1 + max(depths.get(member, 0) for member in inputs_of(lineage, node))
-    return {str(name): depth for name, depth in depths.items()}
-
-
-def draw_sources(
-    axes: Axes, lineage: Lineage, order: Sequence[int], labels: Sequence[str], heights: Sequence[float], step: float
-) -> dict[str | int, Box]:
-    """A box for each source, all as wide as the widest text, and its coefficient beside it."""
-    texts = []
-    for k, label, y in zip(order, labels, heights, strict=True):
-        texts.append(write(axes, 0.4, y + 0.1, label, linespacing=1.05))
-        texts.append(
-            write(
-                axes, 0.4, y - (0.17 if "\n" in label else 0.11), said_of(lineage.sources[k]), fontsize=8, color=FAINT
-            )
-        )
-    right = 0.4 + fitted(axes, texts) + 0.15
-    for k, y in zip(order, heights, strict=True):
-        frame(axes, Box(0.25, right, y), step - 0.12, RULE)
-        coefficient = lineage.recipe.coefficients[k]
-        write(
-            axes,
-            right + COEFFICIENT - 0.08,
-            y,
-            f"\u00d7 {coefficient:.4f}",
-            ha="right",
-            color=line_style(coefficient)[0],
-        )
-    return {k: Box(0.25, right + COEFFICIENT, y) for k, y in zip(order, heights, strict=True)}
-
-
-def said_of(source: SourceEntry) -> str:
-    """The line below a source's name."""
-    calibrated = source.calibrated_accuracy
-    return f"{source.accuracy:.4f} as it is" + (f", {calibrated:.4f} calibrated" if calibrated is not None else "")
-
-
-def frame(axes: Axes, box: Box, height: float, colour: str) -> None:
-    """A box with round corners behind a text."""
-    corner = (box.left, box.y - height / 2)
-    style = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(
-        FancyBboxPatch(
-            corner, box.right - box.left, height, boxstyle=style, facecolor="white", edgecolor=colour, zorder=0.5
-        )
-    )
-
-
-def draw_nodes(axes: Axes, lineage: Lineage, leaves: dict[str | int, Box], depths: dict[str, int]) -> None:
-    """The merges, each in the middle of its inputs, the last one at the right end."""
-    boxes = dict(leaves)
-    end, deepest = axes.get_xlim()[1] - 0.25, max(depths.values())
-    for node in lineage.nodes:
-        members = inputs_of(lineage, node)
-        heights = [boxes[member].y for member in members]
-        right = end - (NODE + GAP) * (deepest - depths[node.name])
-        box = boxes[node.name] = Box(right - NODE, right, (min(heights) + max(heights)) / 2)
-        for member in members:
-            share = lineage.recipe.coefficients[member] if isinstance(member, int) else None
-            connect(axes, boxes[member], box, share)
-        last = node is lineage.nodes[-1]
-        lines = merged_lines(lineage) if last else [shortened(node.name, 20), f"{node.accuracy:.4f}"]
-        label_node(axes, box, lines, LOOKS["merged"][0] if last else RULE)
-
-
-def merged_lines(lineage: Lineage) -> list[str]:
-    """What the last box says."""
-    low, high = lineage.result.interval
-    noise, calibrate = len(lineage.recipe.noise), lineage.recipe.calibrate
-    lines = [f"merged: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
-    lines += [f"+ {noise} noise term{'s' if noise > 1 else ''}"] if noise else []
-    return lines + (["BatchNorm re-estimated"] if calibrate else [])
-
-
-def label_node(axes: Axes, box: Box, lines: Sequence[str], colour: str) -> None:
-    """A box with a line in bold and faint lines below it."""
-    spacing = 0.19
-    frame(axes, box, spacing * len(lines) + 0.24, colour)
-    for row, line in enumerate(lines):
-        y = box.y + spacing * ((len(lines) - 1) / 2 - row)
-        style = {"fontweight": "bold"} if row == 0 else {"fontsize": 8, "color": FAINT}
-        write(axes, (box.left + box.right) / 2, y, line, ha="center", **style)
-
-
-def line_style(coefficient: float) -> tuple[str, str]:
-    """Colour and dashes of a coefficient: positive, negative, or left out."""
-    if coefficient == 0:
-        return FAINT, ":"
-    return (LOOKS["calibrated source"][0], "-") if coefficient > 0 else (LOOKS["merged"][0], "--")
-
-
-def connect(axes: Axes, start: Box, end: Box, coefficient: float | None) -> None:
-    """A curve from an input to its merge, as thick as a source's coefficient is large."""
-    colour, dashes = (FAINT, "-") if coefficient is None else line_style(coefficient)
-    bend = (start.right + end.left) / 2
-    points = [(start.right, start.y), (bend, start.y), (bend, end.y), (end.left, end.y)]
-    curve = Curve(points, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
-    width = 0.8 + 3.2 * min(abs(coefficient or 0.0), 1.0)
-    axes.add_patch(
-        PathPatch(curve, fill=False, edgecolor=colour, linestyle=dashes, linewidth=width, alpha=0.75, zorder=0.4)
-    )

@@ -76,9 +76,8 @@ def pull(source: str, token: str | None = None) -> Checkpoint:
     the Hub states for them, fetched again once, and refused if they still differ.
     Raises HfmegaError for anything that cannot be had, is only a pickle, or has a config that cannot be read.
     """
-    folder = Path(source)
-    if not source.startswith("hf://") and (folder.is_dir() or _looks_like_a_path(source)):
-        return _from_folder(folder)
+    if _is_local(source):
+        return _from_folder(Path(source))
     repo_id, revision = parse(source)
     try:
         return _from_hub(repo_id, revision, token)
@@ -86,8 +85,11 @@ def pull(source: str, token: str | None = None) -> Checkpoint:
         raise explained(error, repo_id, revision) from error
 
 
-def _looks_like_a_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") != 1
+def _is_local(source: str) -> bool:
+    """Whether a source is a folder, or is written like one."""
+    if source.startswith("hf://"):
+        return False
+    return Path(source).is_dir() or source.startswith((".", "/", "~")) or source.count("/") != 1
 
 
 def parse(source: str) -> tuple[str, str | None]:
@@ -193,9 +195,8 @@ def preview(source: str, token: str | None = None) -> Preview:
 
     The sha256 of a Hub source is empty: its weights are not here.
     """
-    folder = Path(source)
-    if not source.startswith("hf://") and (folder.is_dir() or _looks_like_a_path(source)):
-        return Preview(_from_folder(folder), 0)
+    if _is_local(source):
+        return Preview(_from_folder(Path(source)), 0)
     repo_id, revision = parse(source)
     try:
         config = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token))

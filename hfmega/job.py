@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import torch
@@ -170,14 +169,11 @@ def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoin
 
 def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> list[Checkpoint]:
     """The sources on this disk, each once, each with a name of its own."""
-    if len(settings.sources) < 2:
-        raise HfmegaError("one source cannot be merged: name two or more.")
     checkpoints: list[Checkpoint] = []
-    pull = partial(hub.pull, token=settings.token)
     for source in settings.sources:
         output.say(f"pulling {source}")
         with state.main_process_first():
-            found = pull(source)
+            found = hub.pull(source, settings.token)
         if found.sha256 in (c.sha256 for c in checkpoints):
             raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
         checkpoints.append(replace(found, name=distinct(found, [c.name for c in checkpoints])))

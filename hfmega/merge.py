@@ -20,7 +20,7 @@ from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, SourceEntry
 from hfmega.output import Output
 from hfmega.recipe import Recipe, centroid, source_alone
 from hfmega.settings import MergeSettings, recorded
-from hfmega.tree import Merged, Progress, grow
+from hfmega.tree import Merged, Progress, decided, grow
 from hfmega.weights import rebuild, save_weights
 
 
@@ -37,6 +37,7 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
     """A prepared merge: grow the tree, then read the test images and write the folder."""
     settings, main = job.settings, job.evaluator.state.is_main_process
     with run.open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
+        job = decided(job, output)
         tree, progress = grow(job, output)
         output.say(
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
@@ -74,7 +75,7 @@ def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
         sources=tuple(source_entry(checkpoint, references) for checkpoint in job.checkpoints),
         nodes=(*before, *(node_entry(node, a) for node, a in zip(tree, accuracies, strict=True))),
         recipe=chosen.recipe,
-        settings={**recorded(job.settings), "calibrate": progress.calibrate},
+        settings=recorded(job.settings),
         data=data_entry(job),
         environment=environment(evaluator.state),
         references=tuple(references),

@@ -91,7 +91,7 @@ def row(run: Run, table: str) -> Row:
     first, printed = run.merges[0], TABLES[table].get(run.network)
     total = first.result.total
     accuracies = [made.result.accuracy for made in run.merges]
-    best = {kind: best_of(first, kind) for kind in ("source", "calibrated source", "average", "ensemble")}
+    best = best_of(first)
     low, high = wilson(round(fmean(accuracies) * total), total)
     return Row(
         network=run.network,
@@ -100,10 +100,10 @@ def row(run: Run, table: str) -> Row:
         epochs=run.epochs,
         paper_best_source=max(printed.sources) if printed else None,
         paper_merged=printed.merged if printed else None,
-        best_source=best["source"] or 0.0,
-        best_source_calibrated=best["calibrated source"],
-        uniform_average=best["average"] or 0.0,
-        ensemble=best["ensemble"] or 0.0,
+        best_source=best["source"],
+        best_source_calibrated=best.get("calibrated source"),
+        uniform_average=best["average"],
+        ensemble=best["ensemble"],
         merged=fmean(accuracies),
         deviation=deviation(accuracies),
         low=low,
@@ -143,9 +143,10 @@ def rows_of(table: str, runs: Sequence[Run]) -> list[Row] | list[Curve]:
     return [curve(run) for run in runs] if table == "figure2" else [row(run, table) for run in runs]
 
 
-def best_of(made: Lineage, kind: str) -> float | None:
-    """The highest test accuracy of a kind of reference."""
-    return max((r.accuracy for r in made.references if r.kind == kind), default=None)
+def best_of(made: Lineage) -> dict[str, float]:
+    """The highest test accuracy of each kind of reference."""
+    worst_first = sorted(made.references, key=lambda reference: reference.accuracy)
+    return {reference.kind: reference.accuracy for reference in worst_first}
 
 
 def steered(made: Lineage) -> int:
@@ -185,7 +186,7 @@ def write(table: str, runs: Sequence[Run], output: Path) -> Path:
         cells=cells,
         first=runs[0].merges[0],
         fine_tuned=any(r.fine_tuned for r in runs),
-        sigma=next((r.merges[0].settings["mutation_sigma"] for r in runs if r.protocol != "honest"), "0.1"),
+        sigma=next((r.merges[0].settings["mutation_sigma"] for r in runs if r.protocol != "honest"), None),
     )
     page.write_text(text, encoding="utf-8")
     return page

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from hfmega import HfmegaError
 from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings
 from hfmega.splits import SplitRequest
 
@@ -26,7 +27,7 @@ PRESETS: Final = {
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Everything that a merge depends on, but the machine."""
+    """Everything that a merge depends on, but the machine. Raises HfmegaError for fewer than two sources."""
 
     sources: tuple[str, ...]
     output: Path
@@ -42,6 +43,10 @@ class MergeSettings:
     seed: int = 0
     overwrite: bool = False
     token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.sources) < 2:
+            raise HfmegaError("one source cannot be merged: name two or more.")
 
 
 def recorded(settings: MergeSettings) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Merged:
-    """One merge that is done. fitness: accuracy on the search images; calibrate: whether its search calibrated."""
+    """One merge that is done. fitness: accuracy of its recipe on the search images."""
 
     name: str
     inputs: tuple[str, ...]
@@ -48,7 +48,6 @@ class Merged:
 class Progress:
     """How far a run has come: the scores of each generation of each node, the nodes that are done, and their cost."""
 
-    calibrate: bool | None = None
     scores: dict[str, list[list[Score]]] = field(default_factory=dict)
     done: dict[str, Merged] = field(default_factory=dict)
     forward_passes: int = 0
@@ -120,12 +119,11 @@ def closest_pairs(names: Sequence[str], distance: Mapping[tuple[int, int], float
 
 
 def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
-    """Do every merge of the tree that is not on disk yet; the last one is the result."""
+    """Do every merge of the tree that is not on disk yet; the last one is the result. job: with calibration decided."""
     record = job.settings.output / run.WORK / "progress.json"
     progress = saved_progress(record, job.evaluator)
-    members = {member.name: member.recipe for member in job.members}
-    progress.calibrate = decided(job, members, output)
-    members = {name: replace(recipe, calibrate=progress.calibrate) for name, recipe in members.items()}
+    calibrate = bool(job.settings.calibrate)
+    members = {member.name: replace(member.recipe, calibrate=calibrate) for member in job.members}
     levels = plan(ordered(members, job.settings.order, job), job.settings.tree)
     numbers = {node.name: number for number, node in enumerate(node for level in levels for node in level)}
     for level in levels:
@@ -133,7 +131,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
             known = members | {name: merged.chosen.recipe for name, merged in progress.done.items()}
             todo = {
                 node: MeGA(
-                    [replace(known[name], calibrate=progress.calibrate) for name in node.inputs],
+                    [replace(known[name], calibrate=calibrate) for name in node.inputs],
                     job.settings.search,
                     job.settings.seed + numbers[node.name] * NODE_SEEDS,
                 )
@@ -150,13 +148,13 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
     return [progress.done[name] for name in numbers], progress
 
 
-def decided(job: Job, members: Mapping[str, Recipe], output: Output) -> bool:
-    """Whether the search re-estimates BatchNorm statistics: as asked, else what pays on the search images."""
+def decided(job: Job, output: Output) -> Job:
+    """The job with its calibration settled: as asked, else what pays on the search images."""
     if job.settings.calibrate is not None:
-        return job.settings.calibrate
-    calibrate = calibration_pays(job.evaluator, members, job.search)
+        return job
+    calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
     output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
-    return calibrate
+    return replace(job, settings=replace(job.settings, calibrate=calibrate))
 
 
 def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: Path, output: Output) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_model
 
-from hfmega import card, figures
+from hfmega import card, diagram, figures
 from hfmega.compare import wilson
 from hfmega.evaluate import Evaluation
 from hfmega.lineage import Candidate, DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
@@ -466,8 +466,8 @@ def test_figures_have_a_panel_and_a_box_for_each_merge_of_a_tree(tmp_path: Path)
     last = made.nodes[0]
     first, second = replace(last, name="m1", inputs=("a", "c")), replace(last, name="m2", inputs=("b", "d"))
     tree = replace(made, nodes=(first, second, replace(last, inputs=("m1", "m2"))))
-    assert figures.leaf_order(tree) == [0, 2, 1, 3]
-    assert figures.node_depths(tree) == {"m1": 1, "m2": 1, "merge": 2}
+    assert diagram.leaf_order(tree) == [0, 2, 1, 3]
+    assert diagram.node_depths(tree) == {"m1": 1, "m2": 1, "merge": 2}
     figures.draw(tree, tmp_path)
     assert size_of(tmp_path / figures.TREE)[0] > 8 * 160
     assert len(figures.fitness(tree).axes) == 3

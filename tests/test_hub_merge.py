@@ -174,3 +174,39 @@ def test_a_warm_cache_is_enough_offline(environment: dict[str, str], merged: tup
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     done: Done = run("merge", "ann/s1", "ann/s2", *MERGE, "-o", tmp_path / "again", environment=offline)
     assert done.json["sha256"] == merged[1]["sha256"]
+
+
+def test_a_dry_run_by_id_says_what_it_would_download_and_fetches_no_weights(
+    hub: Hub, environment: dict[str, str], tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    fresh = {**environment, "HF_HOME": str(tmp_path / "home")}
+    done = run("merge", "ann/s1", "ann/s2", *MERGE, "--dry-run", "-o", tmp_path / "out", environment=fresh)
+    weights = sum((source / "model.safetensors").stat().st_size for source in tiny_sources)
+    assert weights <= done.json["download_bytes"] < weights + 5_000_000
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_on_the_hub_is_expanded_to_its_own_sources(
+    hub: Hub, environment: dict[str, str], tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    small = ("--dataset", "ann/digits", "--fitness-split", "train[:200]", "--preset", "paper", "--population", 3)
+    small += ("--generations", 1)
+    third = ("train", "ann/s1", "-o", "s3", "--dataset", "ann/digits", "--train-split", "train[900:]", "--epochs", 1)
+    trained, first, second = run_all(
+        [
+            third,
+            ["merge", "ann/s1", "ann/s2", *small, "-o", "first", "--push-to-hub", "ann/first"],
+            ["merge", "ann/first", "s3", *small, "-o", "second"],
+        ],
+        tmp_path,
+        environment,
+    )
+    assert (trained.code, first.code, second.code) == (0, 0, 0), trained.stderr + first.stderr + second.stderr
+    lineage = json.loads((tmp_path / "second/lineage.json").read_text())
+    assert [source["name"] for source in lineage["sources"]] == ["ann/s1", "ann/s2", "s3"]
+    assert [(node["name"], node["inputs"]) for node in lineage["nodes"]] == [
+        ("ann/first", ["ann/s1", "ann/s2"]),
+        ("merge", ["ann/first", "s3"]),
+    ]
+    assert run("replay", tmp_path / "second", "--json", environment=environment).json["equal"]

@@ -479,9 +479,7 @@ def test_progress_with_a_failed_candidate_is_read_back_from_disk() -> None:
     chosen = Chosen("search", recipe, (Candidate("average", 80, 0.1, math.inf),))
     history = (Generation(math.inf, math.inf, 0.0),)
     scores = [[Score(0, 200, math.inf), Score(7, 200, 1 / 3)]]
-    progress = Progress(
-        True, {"merge-1": scores}, {"merge-1": Merged("merge-1", ("a", "b"), chosen, 0.1, history)}, 12, 0.1
-    )
+    progress = Progress({"merge-1": scores}, {"merge-1": Merged("merge-1", ("a", "b"), chosen, 0.1, history)}, 12, 0.1)
     assert PROGRESS.validate_json(PROGRESS.dump_json(progress)) == progress
 
 
