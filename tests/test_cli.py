@@ -185,7 +185,15 @@ def test_a_full_disk_is_one_sentence(
 def test_ctrl_c_is_130_and_the_same_command_resumes(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hfmega", "merge", *map(str, tiny_sources), "--dataset", "digits", "-o", "out"]
     command += ["--population", "4", "--generations", "400", "--fitness-split", "train[:100]"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores SIGINT, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     progress = tmp_path / "out" / ".hfmega" / "progress.json"
     deadline = time.monotonic() + 120
     while not progress.exists() and time.monotonic() < deadline:
