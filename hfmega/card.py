@@ -36,6 +36,7 @@ FLAGS: Final = (
     "fitness",
     "tree",
     "order",
+    "align",
     "seed",
     "confirm_share",
     "fitness_split",
@@ -219,6 +220,7 @@ def command(lineage: Lineage) -> str:
         "seed": 0,
         "tree": "pairs",
         "order": "given",
+        "align": "none",
         **asdict(known.search),
         "confirm_share": known.confirm_share,
     }

@@ -98,6 +98,13 @@ def cli() -> None:
     show_default=True,
     help="Who meets whom in the tree.",
 )
+@click.option(
+    "--align",
+    type=click.Choice(["none", "weights", "activations"]),
+    default="none",
+    show_default=True,
+    help="Permute the channels of the sources to match the first one's.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
 @click.option(
     "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
@@ -162,6 +169,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         preset=flags["preset"],
         tree=flags["tree"],
         order=flags["order"],
+        align=flags["align"],
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
         seed=flags["seed"],
@@ -170,11 +178,11 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
     )
 
 
-def default_folder(sources: tuple[str, ...]) -> Path:
+def default_folder(sources: tuple[str, ...], parent: str = "merges") -> Path:
     """`merges/first+second`, of the sources' last names."""
     names = [source.split("@")[0].rstrip("/").split("/")[-1] for source in sources]
     more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
-    return Path("merges") / "+".join([*names[:3], *more])
+    return Path(parent) / "+".join([*names[:3], *more])
 
 
 @cli.command(short_help="Train a source by the paper's protocol.")
@@ -242,6 +250,52 @@ def evaluate(source: str, **flags: Any) -> None:
         f"95 % interval {low:.4f} to {high:.4f}, loss {found.loss:.4f}"
     )
     output.result(f"{found.accuracy:.4f}", asdict(found))
+
+
+@cli.command(short_help="What several checkpoints are to each other, and whether merging them will pay.")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the picture is written.")
+@data_options
+@click.option("--fitness-split", metavar="S", help="Held-out images to look at, e.g. 'train[:5000]'.")
+@click.option(
+    "--fitness-images", type=click.IntRange(2), default=2000, show_default=True, metavar="N", help="So many of them."
+)
+@click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option("--token", metavar="T", help="Hub token.")
+@common_options
+def inspect(sources: tuple[str, ...], **flags: Any) -> None:
+    """Compatibility, relation, the paths between the sources, their ensemble, and advice: to merge or not, and how."""
+    use_cpu(flags["cpu"])
+    from hfmega import inspect as looking
+    from hfmega.settings import MergeSettings
+    from hfmega.splits import SplitRequest
+
+    output = open_output(flags)
+    settings = MergeSettings(
+        sources=sources,
+        output=flags["output"] or default_folder(sources, "inspections"),
+        dataset=flags["dataset"],
+        image_column=flags["image_column"],
+        label_column=flags["label_column"],
+        splits=SplitRequest(
+            fitness=flags["fitness_split"],
+            fitness_images=flags["fitness_images"],
+            calibration=flags["calibration_split"],
+            confirm_share=0.0,
+        ),
+        token=flags["token"],
+    )
+    found = looking.inspect(settings, output)
+    path = looking.write(found, settings.output)
+    if found.compatible:
+        output.table(f"On {found.images:,} held-out images ({found.split})", *looking.rows(found))
+        if flags["verbose"]:
+            for pair in found.pairs:
+                output.table(f"{pair.first} and {pair.second}", *looking.layer_rows(pair))
+        output.say(f"relation: {found.relation}")
+    output.say(found.advice)
+    output.result(path, looking.summary(found))
 
 
 @cli.command(short_help="Rebuild a merge from its lineage; compare the hash.")

@@ -32,8 +32,9 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 LINEAGE: Final = "lineage.json"
 STATISTICS: Final = "statistics.safetensors"
+RECIPE: Final = "recipe.safetensors"
 CARD: Final = "README.md"
-PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, "figures/*.png")
+PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, RECIPE, "figures/*.png")
 
 CLIENT_ERRORS: Final = (
     HfHubHTTPError,
@@ -144,7 +145,7 @@ def _license(card: Path) -> str | None:
 
 
 def pull_merge(merge: str, token: str | None = None) -> Path:
-    """A folder with the lineage of a merge (and its statistics, where it has some): from this disk or from the Hub.
+    """A folder with the lineage of a merge, and the tensors beside it where it has some: from this disk or the Hub.
 
     Raises HfmegaError when it cannot be had.
     """
@@ -154,8 +155,9 @@ def pull_merge(merge: str, token: str | None = None) -> Path:
     try:
         commit = api(token).model_info(repo_id, revision=revision).sha
         found = Path(hf_hub_download(repo_id, LINEAGE, revision=commit, token=token))
-        with suppress(EntryNotFoundError):
-            hf_hub_download(repo_id, STATISTICS, revision=commit, token=token)
+        for beside in (STATISTICS, RECIPE):
+            with suppress(EntryNotFoundError):
+                hf_hub_download(repo_id, beside, revision=commit, token=token)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
     return found.parent

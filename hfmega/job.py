@@ -5,18 +5,21 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from hfmega import HfmegaError, hub, lineage
+from hfmega import HfmegaError, align, hub, lineage
 from hfmega.choose import AVERAGE, CENTROID, SEARCH
-from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, open_dataset
+from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, normalizer, open_dataset
 from hfmega.evaluate import Evaluator, processes
 from hfmega.hub import Checkpoint
 from hfmega.output import Output
 from hfmega.recipe import Recipe, source_alone
+from hfmega.relation import loosest, outlook
 from hfmega.settings import MergeSettings, recorded
 from hfmega.splits import SplitPlan, plan_splits
 from hfmega.weights import check_mergeable, load_weights, mix
@@ -50,6 +53,7 @@ class Job:
     calibration: Split | None
     test: Split
     evaluator: Evaluator
+    alignment: align.Alignment
     notes: tuple[str, ...]
 
     @property
@@ -79,6 +83,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     checkpoints, members, notes = gather(settings, output, state)
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
+    output.say(outlook(loosest(states)))
     config = checkpoints[0].config
     with state.main_process_first():
         dataset = open_dataset(
@@ -87,14 +92,16 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
     splits = {purpose: load_split(dataset, rows, config, purpose) for purpose, rows in plan.rows.items() if len(rows)}
     _, label_note = label_order(dataset.classes, config.get("label_names"))
-    notes += [*plan.notes, *([label_note] if label_note else [])]
+    alignment = aligned(settings, config, states, splits.get("calibration"))
+    notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]
     for note in (*notes, *([plan.leak] if plan.leak else [])):
         output.say(note)
     output.say(f"{', '.join(f'{len(split):,} {purpose}' for purpose, split in splits.items())} images")
     output.say(
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
-    evaluator = Evaluator(config, mix(checkpoints, states, state.device), splits.get("calibration"))
+    turned = align.apply(config, states, alignment.permutations)
+    evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"))
     output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
     if settings.calibrate and not evaluator.can_calibrate:
         raise HfmegaError(
@@ -111,8 +118,21 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         splits.get("calibration"),
         splits["test"],
         evaluator,
+        alignment,
         tuple(notes),
     )
+
+
+def aligned(
+    settings: MergeSettings, config: dict[str, Any], states: Sequence[dict[str, Tensor]], calibration: Split | None
+) -> align.Alignment:
+    """The permutations that `--align` asks for, the same in every process."""
+    pixels = calibration.images[: align.IMAGES] if calibration else None
+    images = normalizer(config, torch.device("cpu"))(pixels) if pixels is not None else None
+    found = [align.align(settings.align, config, states, images)]
+    if processes().num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def gather(
@@ -155,14 +175,14 @@ def spread(recipe: Recipe, hashes: Sequence[str], leaves: Sequence[str]) -> Reci
 def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoint]]:
     """The recipe of a source and the leaves that it is over: of a merge its own, of anything else itself.
 
-    Weights that are no longer those of their lineage are a leaf; so is a merge with re-estimated statistics, which its
-    recipe cannot say.
+    Weights that are no longer those of their lineage are a leaf; so is a merge of aligned sources or with re-estimated
+    statistics, which its recipe cannot say.
     """
     folder = hub.lineage_folder(found, token)
     if folder is None:
         return Recipe((1.0,)), [found]
     made = lineage.read(folder / hub.LINEAGE)
-    if made.recipe.calibrate or made.result.sha256 != found.sha256:
+    if made.recipe.calibrate or made.aligned or made.result.sha256 != found.sha256:
         return Recipe((1.0,)), [found]
     return made.recipe, [lineage.find_source(entry, folder, None, token) for entry in made.sources]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 
-from hfmega import HfmegaError, hub
+from hfmega import HfmegaError, align, hub
 from hfmega.compare import Verdict
 from hfmega.data import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
 from hfmega.hub import Checkpoint
@@ -137,6 +137,11 @@ class Lineage:
     leak: str | None = None
     __pydantic_config__: ClassVar = NUMBERS
 
+    @property
+    def aligned(self) -> bool:
+        """Whether channels of the sources were permuted; the permutations lie in `recipe.safetensors`."""
+        return bool(self.settings.get("align", "none") != "none")
+
 
 _SCHEMA: Final = TypeAdapter(Lineage)
 
@@ -184,6 +189,9 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None, t
     checkpoints = [find_source(entry, folder, places, token) for entry in lineage.sources]
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
+    if lineage.aligned:
+        permutations = align.read(folder / hub.RECIPE, len(states))
+        states = align.apply(checkpoints[0].config, states, permutations)
     statistics = folder / hub.STATISTICS
     state = rebuild(mix(checkpoints, states), lineage.recipe, load_file(statistics) if statistics.exists() else {})
     with TemporaryDirectory() as scratch:

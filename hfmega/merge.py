@@ -99,11 +99,13 @@ def node_entry(merged: Merged, accuracy: float) -> NodeEntry:
 
 
 def write_model(folder: Path, job: Job, recipe: Recipe) -> str:
-    """Weights, statistics and config of the merged model; returns the sha256 of the weights."""
+    """Weights, statistics, permutations and config of the merged model; returns the sha256 of the weights."""
     evaluator = job.evaluator
     statistics = evaluator.statistics(recipe)
     if statistics:
         save_weights(statistics, folder / hub.STATISTICS)
+    if job.alignment.tensors:
+        save_weights(job.alignment.tensors, folder / hub.RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

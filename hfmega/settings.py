@@ -38,6 +38,7 @@ class MergeSettings:
     preset: str = "default"
     tree: Literal["pairs", "flat"] = "pairs"
     order: Literal["given", "strongest-first", "similar-first"] = "given"
+    align: Literal["none", "weights", "activations"] = "none"
     search: GASettings = DEFAULT
     calibrate: bool | None = None
     seed: int = 0
@@ -56,6 +57,7 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "tree": settings.tree,
         "order": settings.order,
+        "align": settings.align,
         **asdict(settings.search),
         "calibrate": settings.calibrate,
         "confirm_share": settings.splits.confirm_share,
