@@ -36,6 +36,9 @@ FLAGS: Final = (
     "fitness",
     "tree",
     "order",
+    "method",
+    "scale",
+    "density",
     "align",
     "seed",
     "confirm_share",
@@ -213,13 +216,18 @@ def command(lineage: Lineage) -> str:
     Local sources stand there by the names of their folders.
     """
     settings, preset = lineage.settings, lineage.settings["preset"]
-    words = ["hfmega", "merge", *(argument(source) for source in lineage.sources), "--dataset", lineage.data.id]
+    named = [argument(source) for source in lineage.sources]
+    base = ["--base", named.pop()] if settings.get("base") else []
+    words = ["hfmega", "merge", *named, *base, "--dataset", lineage.data.id]
     words += ["--preset", preset] if preset != "default" else []
     known = PRESETS.get(preset, PRESETS["default"])
     defaults = {
         "seed": 0,
         "tree": "pairs",
         "order": "given",
+        "method": "mega",
+        "scale": 1.0,
+        "density": 0.5,
         "align": "none",
         **asdict(known.search),
         "confirm_share": known.confirm_share,

@@ -13,6 +13,8 @@ import click
 from hfmega import HfmegaError, __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
+SEARCHES = ["mega", "cmaes", "random"]
+METHODS = [*SEARCHES, "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"]
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -99,6 +101,16 @@ def cli() -> None:
     help="Who meets whom in the tree.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="mega",
+    show_default=True,
+    help="A search (the first three), or a static method.",
+)
+@click.option("--base", metavar="SOURCE", help="What the sources started from: task-arithmetic, ties, dare.")
+@click.option("--scale", type=float, default=1.0, show_default=True, metavar="X", help="Lambda of task vectors.")
+@click.option("--density", type=float, default=0.5, show_default=True, metavar="P", help="Share that ties, dare keep.")
+@click.option(
     "--align",
     type=click.Choice(["none", "weights", "activations"]),
     default="none",
@@ -169,6 +181,10 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         preset=flags["preset"],
         tree=flags["tree"],
         order=flags["order"],
+        method=flags["method"],
+        base=flags["base"],
+        scale=flags["scale"],
+        density=flags["density"],
         align=flags["align"],
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],

@@ -41,7 +41,7 @@ def estimate(settings: MergeSettings) -> Estimate:
     Earlier merges among the sources are counted as one source each.
     Raises HfmegaError where the merge would, as far as configs and the dataset's description tell.
     """
-    previews = [hub.preview(source, settings.token) for source in settings.sources]
+    previews = [hub.preview(source, settings.token) for source in settings.pulled]
     checkpoints = [preview.checkpoint for preview in previews]
     dataset, download = describe(
         choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
@@ -52,7 +52,7 @@ def estimate(settings: MergeSettings) -> Estimate:
     rate = evaluation_rate(config) * processes().num_processes
     names = [checkpoint.name for checkpoint in checkpoints]
     return Estimate(
-        nodes=tuple(node for level in plan(names, settings.tree) for node in level),
+        nodes=tuple(node for level in plan(names, settings.tree if settings.searches else "flat") for node in level),
         images={purpose: len(r) for purpose, r in rows.rows.items()},
         evaluations=price.evaluations,
         images_seen=price.searching + price.showing,
@@ -77,11 +77,15 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     size = {purpose: len(r) for purpose, r in rows.rows.items()}
     ga, merges = settings.search, 1 if settings.tree == "flat" else sources - 1
     evaluations = merges * (ga.population + (ga.population - 1) * (ga.generations - 1))
+    if not settings.searches:
+        evaluations = 2 * sources if settings.method == "greedy-soup" else 1
     calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
     searching = evaluations * (size["search"] + calibration)
     if settings.calibrate is None and statistics:
         searching += (sources + 1) * (2 * size["search"] + calibration)
-    if size["confirm"]:  # the run-off: each source both ways, an average and two finds of each search
+    if (
+        size["confirm"] and settings.searches
+    ):  # the run-off: each source both ways, an average and two finds of each search
         searching += (2 * sources + 3 * merges) * (size["search"] + size["confirm"] + calibration)
     shown = sources * (2 if statistics else 1) + 1 + merges
     return Cost(evaluations, searching, shown * (size["test"] + size["calibration"] // 2))

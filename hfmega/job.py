@@ -57,6 +57,11 @@ class Job:
     notes: tuple[str, ...]
 
     @property
+    def merged(self) -> tuple[Member, ...]:
+        """What is merged: every member but the base."""
+        return self.members[:-1] if self.settings.base else self.members
+
+    @property
     def splits(self) -> dict[str, Split]:
         """Purpose to images, of those that there are."""
         every = {"search": self.search, "confirm": self.confirm, "calibration": self.calibration, "test": self.test}
@@ -149,7 +154,7 @@ def gather(
     for found in pulled:
         with state.main_process_first():
             try:
-                recipe, below = expand(found, settings.token)
+                recipe, below = expand(found, settings.token) if settings.searches else (Recipe((1.0,)), [found])
             except HfmegaError as error:
                 notes.append(f"{found.name} is a merge whose sources cannot be had, so it is taken as it is: {error}")
                 recipe, below = Recipe((1.0,)), [found]
@@ -190,7 +195,7 @@ def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoin
 def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> list[Checkpoint]:
     """The sources on this disk, each once, each with a name of its own."""
     checkpoints: list[Checkpoint] = []
-    for source in settings.sources:
+    for source in settings.pulled:
         output.say(f"pulling {source}")
         with state.main_process_first():
             found = hub.pull(source, settings.token)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hfmega import __version__, card, hub, lineage, run
+from hfmega import __version__, card, hub, lineage, run, static
 from hfmega.choose import ensembles, judge, reference, rivals
 from hfmega.compare import answers
 from hfmega.evaluate import predict_checkpoint
@@ -38,7 +38,7 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
     settings, main = job.settings, job.evaluator.state.is_main_process
     with run.open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
         job = decided(job, output)
-        tree, progress = grow(job, output)
+        tree, progress = (grow if settings.searches else static.carry)(job, output)
         output.say(
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
         )
@@ -50,7 +50,7 @@ def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
     evaluator, folder, chosen = job.evaluator, job.settings.output, tree[-1].chosen
     leaves = {c.name: source_alone(k, len(job.checkpoints)) for k, c in enumerate(job.checkpoints)}
     earlier = {member.name: member.recipe for member in job.members if member.inputs}
-    average = centroid([member.recipe for member in job.members])
+    average = centroid([member.recipe for member in job.merged])
     single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.can_calibrate)
     together = ensembles(evaluator, len(leaves), job.test)
     judged = evaluator.answers([rival.recipe for rival in single], job.test)

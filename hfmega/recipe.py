@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfmega import HfmegaError
+from hfmega import HfmegaError, methods
 from hfmega.rng import normal_table, philox, raw_words
 
 NOISE_CACHE_BYTES: Final = 32 << 20
@@ -36,6 +36,23 @@ class Noise:
     weight: float = 1.0
 
 
+StaticMethod = Literal["slerp", "ties", "dare-linear", "dare-ties"]
+
+
+@dataclass(frozen=True)
+class Static:
+    """A method whose weights are no sum of sources. base: index of the source that task vectors start from.
+
+    It merges the sources whose coefficient is not zero; what is no parameter (statistics) is their sum as ever.
+    """
+
+    method: StaticMethod
+    base: int | None = None
+    scale: float = 1.0
+    density: float = 1.0
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Recipe:
     """An individual. coefficients: float64 [sources]; calibrate: whether BatchNorm statistics are re-estimated."""
@@ -43,6 +60,7 @@ class Recipe:
     coefficients: tuple[float, ...]
     noise: tuple[Noise, ...] = ()
     calibrate: bool = False
+    static: Static | None = None
 
 
 def source_alone(index: int, sources: int, calibrate: bool = False) -> Recipe:
@@ -175,10 +193,23 @@ class Sources:
             torch.mul(flat, float(np.float32(coefficient)), out=product)
             if position:
                 out.add_(product)
+        if recipe.static:
+            self._merge_static(recipe, recipe.static, out)
         for term in recipe.noise:
             index, values = self._noise.get(term)
             out.index_add_(0, index, values * float(np.float32(term.weight)))
         self.settle(out)
+
+    def _merge_static(self, recipe: Recipe, static: Static, out: Tensor) -> None:
+        """Write the parameters of a static method into out, tensor by tensor."""
+        merged = [flat for c, flat in zip(recipe.coefficients, self._flats, strict=True) if c != 0.0]
+        base = None if static.base is None else self._flats[static.base]
+        for slot in self.layout.slots:
+            if slot.parameter:
+                part = slice(slot.start, slot.stop)
+                out[part] = static_tensor(
+                    static, slot.name, [m[part] for m in merged], base if base is None else base[part]
+                )
 
     def settle(self, out: Tensor) -> None:
         """Make a flat vector what a file can hold: variances not negative, values rounded to their saved dtype."""
@@ -196,6 +227,21 @@ class Sources:
             slot.name: cpu[slot.start : slot.stop].view(slot.shape).to(slot.dtype).clone() for slot in self.layout.slots
         }
         return {**floats, **self.integers}
+
+
+def static_tensor(static: Static, name: str, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    """One tensor by a static method. Raises HfmegaError for a method without what it needs."""
+    if static.method == "slerp":
+        if len(models) != 2:
+            raise HfmegaError(f"slerp goes between two sources, not {len(models)}.")
+        return methods.slerp(models[0], models[1])
+    if base is None:
+        raise HfmegaError(f"{static.method} needs a base.")
+    deltas = [model - base for model in models]
+    if static.method == "ties":
+        return methods.ties(base, deltas, static.density, static.scale)
+    key = ("dare", static.seed, name)
+    return methods.dare(base, deltas, static.density, static.scale, key, elect=static.method == "dare-ties")
 
 
 class NoiseCache:

@@ -1,5 +1,6 @@
 """What a merge depends on: the presets, every constant, and what of them a lineage records."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -7,6 +8,12 @@ from typing import Any, Final, Literal
 from hfmega import HfmegaError
 from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings
 from hfmega.splits import SplitRequest
+
+Method = Literal[
+    "mega", "cmaes", "random", "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"
+]
+SEARCHES: Final = ("mega", "cmaes", "random")
+WITH_BASE: Final = ("task-arithmetic", "ties", "dare-linear", "dare-ties")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class MergeSettings:
     preset: str = "default"
     tree: Literal["pairs", "flat"] = "pairs"
     order: Literal["given", "strongest-first", "similar-first"] = "given"
+    method: Method = "mega"
+    base: str | None = None
+    scale: float = 1.0
+    density: float = 0.5
     align: Literal["none", "weights", "activations"] = "none"
     search: GASettings = DEFAULT
     calibrate: bool | None = None
@@ -48,12 +59,38 @@ class MergeSettings:
     def __post_init__(self) -> None:
         if len(self.sources) < 2:
             raise HfmegaError("one source cannot be merged: name two or more.")
+        if self.method in WITH_BASE and self.base is None:
+            raise HfmegaError(
+                f"{self.method} merges what the sources learned after a common start: name it with --base."
+            )
+        if self.method not in WITH_BASE and self.base is not None:
+            raise HfmegaError(f"--method {self.method} has no use for a base: leave --base away.")
+        if self.method == "slerp" and len(self.sources) != 2:
+            raise HfmegaError(f"slerp goes between two sources, not {len(self.sources)}.")
+        if not 0 < self.density <= 1:
+            raise HfmegaError(f"a density of {self.density} is no share: it lies above 0 and at most at 1.")
+        if not math.isfinite(self.scale):
+            raise HfmegaError(f"a scale of {self.scale} is no number to multiply with.")
+
+    @property
+    def searches(self) -> bool:
+        """Whether the method searches with a population."""
+        return self.method in SEARCHES
+
+    @property
+    def pulled(self) -> tuple[str, ...]:
+        """Everything that is pulled: the sources, and behind them the base."""
+        return (*self.sources, *([self.base] if self.base else []))
 
 
 def recorded(settings: MergeSettings) -> dict[str, Any]:
     """Every constant of a merge, without the places and the token of the machine that made it."""
     return {
         "preset": settings.preset,
+        "method": settings.method,
+        **({"scale": settings.scale} if settings.base else {}),
+        **({"density": settings.density} if settings.method in WITH_BASE[1:] else {}),
+        "base": settings.base and settings.base.rstrip("/").rsplit("/", 1)[-1],
         "seed": settings.seed,
         "tree": settings.tree,
         "order": settings.order,

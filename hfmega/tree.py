@@ -18,7 +18,11 @@ from hfmega.job import Job
 from hfmega.output import Output
 from hfmega.recipe import Recipe
 from hfmega.search import Generation, Searcher
+from hfmega.search.cma import CMAES
 from hfmega.search.ga import MeGA
+from hfmega.search.random import RandomSearch
+
+SEARCHERS: Final = {"mega": MeGA, "cmaes": CMAES, "random": RandomSearch}
 
 # Seeds of a user lie below it, so that no two searches share one: node i of seed s draws from s + i * NODE_SEEDS.
 NODE_SEEDS: Final = 2**48
@@ -130,7 +134,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
         for batch in batches(level, job.settings.search.population, job.evaluator.state.num_processes):
             known = members | {name: merged.chosen.recipe for name, merged in progress.done.items()}
             todo = {
-                node: MeGA(
+                node: SEARCHERS[job.settings.method](
                     [replace(known[name], calibrate=calibrate) for name in node.inputs],
                     job.settings.search,
                     job.settings.seed + numbers[node.name] * NODE_SEEDS,

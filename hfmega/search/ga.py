@@ -65,9 +65,9 @@ class MeGA:
     """
 
     def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+        self.inputs, self.settings, self.seed = list(inputs), settings, seed
         self.history: list[Generation] = []
-        self.population = self._first(list(inputs))
+        self.population = self._first()
         self._best: tuple[tuple[float, ...], Recipe] | None = None
 
     @property
@@ -95,14 +95,16 @@ class MeGA:
         if not self.done:
             self.population = self._breed(ranks)
 
-    def _first(self, inputs: list[Recipe]) -> tuple[Recipe, ...]:
+    def _first(self) -> tuple[Recipe, ...]:
+        """The average and the inputs, if they are anchors, and random blends."""
+        size, inputs = self.settings.population, self.inputs
+        first = [centroid(inputs), *inputs][:size] if self.settings.anchors else []
+        return (*first, *self.blends(size - len(first), Draws(self.seed, "population")))
+
+    def blends(self, count: int, draws: Draws) -> list[Recipe]:
         """Blends with shares uniform on the simplex: for two inputs a * first + (1 - a) * second (line 5)."""
-        first = [centroid(inputs), *inputs][: self.settings.population] if self.settings.anchors else []
-        draws = Draws(self.seed, "population")
-        while len(first) < self.settings.population:
-            cuts = sorted(draws.uniform() for _ in inputs[1:])
-            first.append(blend(inputs, [b - a for a, b in zip([0.0, *cuts], [*cuts, 1.0], strict=True)]))
-        return tuple(first)
+        cuts = [sorted(draws.uniform() for _ in self.inputs[1:]) for _ in range(count)]
+        return [blend(self.inputs, [b - a for a, b in zip([0.0, *row], [*row, 1.0], strict=True)]) for row in cuts]
 
     def _breed(self, ranks: Sequence[tuple[float, ...]]) -> tuple[Recipe, ...]:
         """The best individual and mutated children of tournament winners (lines 13 to 35)."""

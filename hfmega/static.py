@@ -1,0 +1,60 @@
+"""Merges without a population: one recipe for each method, and the greedy soup."""
+
+import time
+from dataclasses import replace
+from typing import cast
+
+from hfmega.choose import Chosen
+from hfmega.data import Split
+from hfmega.evaluate import Evaluator
+from hfmega.job import Job
+from hfmega.output import Output
+from hfmega.recipe import Recipe, Static, StaticMethod, centroid
+from hfmega.tree import Merged, Progress
+
+
+def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
+    """The merge by a static method, as `tree.grow` gives that of a search. job: with calibration decided."""
+    settings, evaluator = job.settings, job.evaluator
+    before, started = evaluator.images_seen, time.monotonic()
+    members = [replace(member.recipe, calibrate=bool(settings.calibrate)) for member in job.merged]
+    if settings.method == "greedy-soup":
+        recipe = greedy_soup(members, evaluator, job.search)
+        taken = sum(member.coefficients[k] != 0 and recipe.coefficients[k] != 0 for k, member in enumerate(members))
+        output.say(f"greedy soup: {taken} of {len(members)} sources")
+    else:
+        recipe = recipe_of(job, members)
+    (score,) = evaluator.scores([recipe], job.search)
+    progress = Progress(forward_passes=evaluator.images_seen - before, seconds=time.monotonic() - started)
+    names = tuple(member.name for member in job.merged)
+    return [Merged("merge", names, Chosen(settings.method, recipe), score.accuracy, ())], progress
+
+
+def recipe_of(job: Job, members: list[Recipe]) -> Recipe:
+    """The recipe of a method that needs no images. members: what is merged, without the base."""
+    settings, average = job.settings, centroid(members)
+    if settings.method == "average":
+        return average
+    base = len(average.coefficients) - 1 if settings.base else None
+    if settings.method == "task-arithmetic":
+        shares = [settings.scale] * len(members) + [1.0 - settings.scale * len(members)]
+        return replace(average, coefficients=tuple(shares))
+    return replace(
+        average,
+        static=Static(cast(StaticMethod, settings.method), base, settings.scale, settings.density, settings.seed),
+    )
+
+
+def greedy_soup(members: list[Recipe], evaluator: Evaluator, images: Split) -> Recipe:
+    """From the most accurate source on, each is taken in if the average is then not less accurate.
+
+    (Wortsman et al. 2022, arXiv 2203.05482, recipe 1.) Equal accuracies are ordered by mean loss.
+    """
+    scores = evaluator.scores(members, images)
+    order = sorted(range(len(members)), key=lambda k: (-scores[k].accuracy, scores[k].loss))
+    taken, best = [members[order[0]]], scores[order[0]].accuracy
+    for k in order[1:]:
+        (score,) = evaluator.scores([centroid([*taken, members[k]])], images)
+        if score.accuracy >= best:
+            taken, best = [*taken, members[k]], score.accuracy
+    return centroid(taken)

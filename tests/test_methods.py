@@ -1,0 +1,178 @@
+"""Static methods: golden values worked out here, and merges by them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from commands import run, run_all
+from torch import Tensor
+
+from hfmega import methods
+from hfmega.recipe import Recipe, Sources, Static
+from hfmega.search.cma import CMAES
+from hfmega.search.ga import GASettings
+from hfmega.search.random import RandomSearch
+
+
+def close(a: Tensor, b: list[float]) -> bool:
+    return torch.allclose(a, torch.tensor(b), atol=1e-6)
+
+
+def test_slerp_of_orthogonal_tensors_keeps_to_the_circle() -> None:
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    # The angle is 90 degrees: sin(45) / sin(90) of each half-way, sin(60) and sin(30) at a third.
+    assert close(methods.slerp(first, second), [math.sqrt(0.5), math.sqrt(0.5)])
+    assert close(methods.slerp(first, second, 1 / 3), [math.sqrt(0.75), 0.5])
+    # Lengths are kept apart from directions' weights: 2 * sin(45), 4 * sin(45).
+    assert close(methods.slerp(2 * first, 4 * second), [2 * math.sqrt(0.5), 4 * math.sqrt(0.5)])
+
+
+def test_slerp_of_parallel_tensors_and_of_zeros_is_the_straight_line() -> None:
+    assert close(methods.slerp(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0])), [2.0, 2.0])
+    assert close(methods.slerp(torch.zeros(2), torch.tensor([4.0, 0.0])), [2.0, 0.0])
+
+
+def test_task_arithmetic_adds_the_task_vectors() -> None:
+    deltas = [torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])]
+    # 10 + 0.4 * (1 + 0.5) = 10.6; 20 + 0.4 * (-2 + 4) = 20.8
+    assert close(methods.task_arithmetic(torch.tensor([10.0, 20.0]), deltas, 0.4), [10.6, 20.8])
+
+
+def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
+    deltas = [torch.tensor([4.0, -3.0, 0.1, 1.0]), torch.tensor([-2.0, -5.0, 0.3, 0.2])]
+    # Density 0.5 keeps two of four: [4, -3, 0, 0] and [-2, -5, 0, 0]. Sums 2, -8: signs +, -.
+    # First: only 4 agrees: 4. Second: both agree: (-3 - 5) / 2 = -4. The others: nothing is left.
+    merged = methods.ties(torch.full((4,), 10.0), deltas, density=0.5, scale=1.0)
+    assert close(merged, [14.0, 6.0, 10.0, 10.0])
+    assert close(methods.ties(torch.zeros(4), deltas, 0.5, 0.5), [2.0, -2.0, 0.0, 0.0])
+    # Density 1 keeps all: sums 2, -8, 0.4, 1.2; means of those that agree 4, -4, 0.2, 0.6.
+    assert close(methods.ties(torch.zeros(4), deltas, 1.0, 1.0), [4.0, -4.0, 0.2, 0.6])
+
+
+def test_trimming_keeps_the_first_of_equal_magnitudes() -> None:
+    assert close(methods.trim(torch.tensor([1.0, -1.0, 1.0]), 0.67), [1.0, -1.0, 0.0])
+
+
+def test_dare_of_density_one_is_task_arithmetic_and_elects_without_a_mean() -> None:
+    base, deltas = torch.tensor([1.0, 1.0]), [torch.tensor([2.0, -4.0]), torch.tensor([-1.0, -6.0])]
+    assert close(methods.dare(base, deltas, 1.0, 0.5, ["k"], elect=False), [1.5, -4.0])
+    # Sums 1, -10: only 2 agrees with +; both agree with -: 1 + 2 = 3; 1 - 10 = -9.
+    assert close(methods.dare(base, deltas, 1.0, 1.0, ["k"], elect=True), [3.0, -9.0])
+
+
+def test_dare_drops_at_random_and_keeps_the_expectation() -> None:
+    delta = torch.ones(200_000)
+    dropped = methods.drop(delta, 0.25, ["dare", 0, "weight"])
+    assert set(dropped.unique().tolist()) == {0.0, 4.0}
+    assert dropped.mean() == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(dropped, methods.drop(delta, 0.25, ["dare", 0, "weight"]))
+    assert not torch.equal(dropped, methods.drop(delta, 0.25, ["dare", 1, "weight"]))
+
+
+def test_a_static_recipe_merges_parameters_and_averages_statistics() -> None:
+    states = [{"weight": torch.tensor(w), "bn.running_mean": torch.tensor([m])}
+              for w, m in (([4.0, -3.0], 1.0), ([-2.0, -5.0], 3.0), ([0.0, 0.0], 9.0))]  # fmt: skip
+    sources = Sources(states, {"weight"})
+    out = torch.empty(sources.layout.size)
+    sources.materialize(Recipe((0.5, 0.5, 0.0), static=Static("ties", base=2)), out)
+    merged = sources.state_dict(out)
+    assert close(merged["weight"], [4.0, -4.0])
+    assert close(merged["bn.running_mean"], [2.0])
+
+
+def score(recipe: Recipe) -> object:
+    """Best at two thirds of the first source and a third of the second."""
+    loss = (recipe.coefficients[0] - 2 / 3) ** 2 + (recipe.coefficients[1] - 1 / 3) ** 2
+    return type("Score", (), {"accuracy": 1.0 - loss, "loss": loss})()
+
+
+@pytest.mark.parametrize(("searcher", "distance"), [(RandomSearch, 0.1), (CMAES, 0.01)])
+def test_searchers_close_in_on_the_best_blend(searcher: type, distance: float) -> None:
+    inputs = [Recipe((1.0, 0.0, 0.0)), Recipe((0.0, 1.0, 0.0)), Recipe((0.0, 0.0, 1.0))]
+
+    def found(seed: int) -> Recipe:
+        search = searcher(inputs, GASettings(generations=30), seed)
+        while not search.done:
+            search.tell([score(recipe) for recipe in search.ask()])
+        assert len(search.history) == 30
+        assert sum(search.best.coefficients) == pytest.approx(1.0)
+        return search.best  # type: ignore[no-any-return]
+
+    assert found(1) == found(1) != found(2)
+    assert math.dist(found(1).coefficients, (2 / 3, 1 / 3, 0)) < distance
+
+
+@pytest.fixture(scope="module")
+def merges(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A merge by every method, on few images; the second source stands for a base where one is needed."""
+    folder = tmp_path_factory.mktemp("merges")
+    train = ["train", "resnet8_cifar", "--init", tiny_sources[0], "--dataset", "digits", "--train-split", "train[900:]"]
+    branch = folder / "branch"
+    commands = [[*train, "--epochs", 1, "--batch-size", 64, "--lr", 0.003, "--seed", 5, "-o", branch]]
+    few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--test-split", "test[:200]", "--json"]
+    few += ["--population", 4, "--generations", 2]
+    names = ["cmaes", "random", "greedy-soup", "average", "slerp"]
+    commands += [["merge", tiny_sources[0], branch, *few, "--method", m, "-o", folder / m] for m in names]
+    based = ["task-arithmetic", "ties", "dare-linear", "dare-ties"]
+    commands += [
+        [
+            "merge",
+            tiny_sources[0],
+            branch,
+            "--base",
+            tiny_sources[1],
+            *few,
+            "--method",
+            m,
+            "--scale",
+            0.5,
+            "-o",
+            folder / m,
+        ]
+        for m in based
+    ]
+    done = run_all(commands)
+    assert [d.code for d in done] == [0] * len(done), [d.stderr for d in done if d.code]
+    return {m: folder / m for m in [*names, *based]}
+
+
+def test_every_method_merges_and_replays(merges: dict[str, Path]) -> None:
+    for name, done in zip(merges, run_all([["replay", folder, "--json"] for folder in merges.values()]), strict=True):
+        assert done.json["equal"], name
+    for name, folder in merges.items():
+        made = json.loads((folder / "lineage.json").read_text())
+        assert made["settings"]["method"] == name
+        assert f"--method {name}" in (folder / "README.md").read_text()
+        searched = name in ("cmaes", "random")
+        assert (made["result"]["chosen"] == name) is not searched
+        assert bool(made["nodes"][0]["history"]) is searched
+
+
+def test_coefficients_of_the_static_methods(merges: dict[str, Path]) -> None:
+    recipes = {name: json.loads((f / "lineage.json").read_text())["recipe"] for name, f in merges.items()}
+    assert recipes["average"]["coefficients"] == [0.5, 0.5]
+    assert recipes["task-arithmetic"]["coefficients"] == [0.5, 0.5, 0.0]  # 1 - 2 * 0.5 of the base
+    assert recipes["ties"]["coefficients"] == [0.5, 0.5, 0.0]
+    assert recipes["ties"]["static"] == {"method": "ties", "base": 2, "scale": 0.5, "density": 0.5, "seed": 0}
+    assert sorted(recipes["greedy-soup"]["coefficients"]) in ([0.0, 1.0], [0.5, 0.5])
+
+
+def test_the_command_of_a_card_names_the_base(merges: dict[str, Path]) -> None:
+    card = (merges["dare-ties"] / "README.md").read_text()
+    assert "hfmega merge s1 branch --base s2 --dataset digits" in card
+    assert "made by dare-ties of the sources whose coefficient is not 0" in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--method", "ties"], "ties merges what the sources learned after a common start: name it with --base."),
+        (["--base", "x"], "--method mega has no use for a base: leave --base away."),
+        (["--method", "slerp", "third"], "slerp goes between two sources, not 3."),
+        (["--density", "0"], "a density of 0.0 is no share: it lies above 0 and at most at 1."),
+    ],
+)
+def test_a_method_without_what_it_needs_is_refused(flags: list[str], sentence: str) -> None:
+    assert run("merge", "a", "b", *flags).complaint == sentence
