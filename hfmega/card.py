@@ -168,7 +168,20 @@ def verdict(lineage: Lineage) -> str:
         f"95 % interval {number(result.interval[0])} to {number(result.interval[1])}), {gain} points [{low}, {high}] "
         f"over the best single model ({result.best_reference}), McNemar {probability(result.p_value)}."
     )
-    return " ".join(sentence for sentence in (shown, without_search(lineage), lineage.leak) if sentence)
+    said = (shown, credit(lineage), without_search(lineage), lineage.leak)
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def credit(lineage: Lineage) -> str | None:
+    """How much of the gain comes from the other sources, if there were controls."""
+    if not lineage.controls:
+        return None
+    alone = lineage.controls[0]
+    reached = "; ".join(f"{c.name}: {number(c.accuracy)} ({points(c.remainder)} left)" for c in lineage.controls)
+    return (
+        f"Of the gain of {points(lineage.result.gain)} points, {points(alone.remainder)} come from the other sources "
+        f"({reached})."
+    )
 
 
 def points(share: float) -> str:
@@ -237,6 +250,7 @@ def command(lineage: Lineage) -> str:
         if value is not None and value != defaults.get(flag):
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words.append("--calibrate" if settings["calibrate"] else "--no-calibrate")
+    words += ["--control"] if settings.get("control") else []
     words += ["--allow-leak"] if settings.get("allow_leak") else []
     processes = lineage.environment.get("num_processes", 1)
     return shlex.join(words + (["--num-processes", str(processes)] if processes > 1 else []))

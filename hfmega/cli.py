@@ -117,6 +117,7 @@ def cli() -> None:
     show_default=True,
     help="Permute the channels of the sources to match the first one's.",
 )
+@click.option("--control", is_flag=True, help="Also what the best source gains alone, with the same budget.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
 @click.option(
     "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
@@ -188,6 +189,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         align=flags["align"],
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
+        control=flags["control"],
         seed=flags["seed"],
         overwrite=flags["overwrite"],
         token=flags["token"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final, Literal
@@ -88,6 +88,24 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What the best source reached alone with the merge's budget, on test. remainder: what the merge has over it.
+
+    gain: over the best reference that is one model; p_value: McNemar's, of the remainder.
+    """
+
+    name: str
+    source: str
+    accuracy: float
+    interval: Interval
+    gain: float
+    remainder: float
+    remainder_interval: Interval
+    p_value: float
+    forward_passes: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A candidate of the run-off: mean loss and accuracy on the images that it was judged on."""
 
@@ -133,6 +151,7 @@ class Lineage:
     result: Result
     forward_passes: int
     seconds: float
+    controls: tuple[Control, ...] = ()
     notes: tuple[str, ...] = ()
     leak: str | None = None
     __pydantic_config__: ClassVar = NUMBERS
@@ -270,7 +289,7 @@ def summary(lineage: Lineage, output: Path) -> dict[str, Any]:
         "references": [{"name": r.name, "kind": r.kind, "accuracy": r.accuracy} for r in lineage.references],
         "fitness": lineage.nodes[-1].fitness,
         "chosen": result.chosen,
-        "controls": [],
+        "controls": [asdict(control) for control in lineage.controls],
         "forward_passes": lineage.forward_passes,
         "seconds": lineage.seconds,
         "sha256": result.sha256,

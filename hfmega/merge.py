@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hfmega import __version__, card, hub, lineage, run, static
+from hfmega import __version__, card, control, hub, lineage, run, static
 from hfmega.choose import ensembles, judge, reference, rivals
-from hfmega.compare import answers
+from hfmega.compare import Answers, answers, compare
 from hfmega.evaluate import predict_checkpoint
 from hfmega.hub import Checkpoint
 from hfmega.job import Job, prepare
-from hfmega.lineage import DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
+from hfmega.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
 from hfmega.output import Output
 from hfmega.recipe import Recipe, centroid, source_alone
 from hfmega.settings import MergeSettings, recorded
@@ -42,10 +42,11 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
         output.say(
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
         )
-        return report(job, tree, progress)
+        tried = control.controls(job, len(tree), progress.forward_passes, output) if settings.control else []
+        return report(job, tree, progress, tried)
 
 
-def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
+def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control.Tried]) -> Lineage | None:
     """Read the test images once, for the merged model and all that it is shown against; write folder, card, lineage."""
     evaluator, folder, chosen = job.evaluator, job.settings.output, tree[-1].chosen
     leaves = {c.name: source_alone(k, len(job.checkpoints)) for k, c in enumerate(job.checkpoints)}
@@ -67,6 +68,7 @@ def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
         NodeEntry(m.name, m.inputs, m.recipe, share, a.accuracy, ())
         for m, share, a in zip((m for m in job.members if m.inputs), fitness, nodes[: len(earlier)], strict=True)
     ]
+    result = judge(sha256, chosen, merged, single, judged)
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
@@ -80,7 +82,8 @@ def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
         environment=environment(evaluator.state),
         references=tuple(references),
         candidates=chosen.candidates,
-        result=judge(sha256, chosen, merged, single, judged),
+        result=result,
+        controls=tuple(control_entry(t, merged, result) for t in tried),
         notes=job.notes,
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
@@ -91,6 +94,22 @@ def report(job: Job, tree: list[Merged], progress: Progress) -> Lineage | None:
     lineage.write(made, folder / hub.LINEAGE)
     run.finish(folder)
     return made
+
+
+def control_entry(tried: control.Tried, merged: Answers, result: Result) -> Control:
+    """A control beside the merge: what it gained over the best reference, and what the merge has over it."""
+    rest = compare(merged, tried.answers)
+    return Control(
+        name=tried.name,
+        source=tried.source,
+        accuracy=tried.answers.accuracy,
+        interval=tried.answers.interval,
+        gain=tried.answers.accuracy - (result.accuracy - result.gain),
+        remainder=rest.gain,
+        remainder_interval=rest.interval,
+        p_value=rest.p_value,
+        forward_passes=tried.forward_passes,
+    )
 
 
 def node_entry(merged: Merged, accuracy: float) -> NodeEntry:

@@ -52,6 +52,7 @@ class MergeSettings:
     align: Literal["none", "weights", "activations"] = "none"
     search: GASettings = DEFAULT
     calibrate: bool | None = None
+    control: bool = False
     seed: int = 0
     overwrite: bool = False
     token: str | None = field(default=None, repr=False)
@@ -97,6 +98,7 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         "align": settings.align,
         **asdict(settings.search),
         "calibrate": settings.calibrate,
+        "control": settings.control,
         "confirm_share": settings.splits.confirm_share,
         "fitness_split": settings.splits.fitness,
         "fitness_images": settings.splits.fitness_images,

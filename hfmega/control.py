@@ -1,0 +1,129 @@
+"""What the best source gains alone from the images that a merge was chosen on: only the rest comes from the others."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from torch import Tensor
+
+from hfmega.choose import Chosen, run_off
+from hfmega.compare import Answers, answers
+from hfmega.data import Split
+from hfmega.evaluate import Evaluator
+from hfmega.job import Job
+from hfmega.models import build
+from hfmega.output import Output
+from hfmega.recipe import Recipe, Sources
+from hfmega.search.ga import MeGA
+from hfmega.train import TrainSettings, fit
+from hfmega.weights import rebuild
+
+SEARCH_ALONE: Final = "search over the best source alone"
+FINE_TUNING: Final = "fine-tuning of the best source"
+EPOCHS: Final = 10  # at most; never more images through the network than the merge's search took
+BATCH_SIZE: Final = 64
+LEARNING_RATE: Final = 0.001
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A control: what it was made of, what it says of the test images, and what it cost."""
+
+    name: str
+    source: str
+    answers: Answers
+    forward_passes: int
+
+
+def controls(job: Job, searches: int, forward_passes: int, output: Output) -> list[Tried]:
+    """Both controls, judged on test, with the budget of the merge: so many searches, so many images.
+
+    The best source is the one with the lowest mean loss on all fitness images, calibrated or not.
+    """
+    name, best = best_source(job)
+    output.say(f"controls: what {name} gains alone")
+    found = [search_alone(job, name, best, searches)]
+    if job.evaluator.state.is_main_process:
+        found += fine_tuned(job, name, best, forward_passes)
+    return found
+
+
+def best_source(job: Job) -> tuple[str, Recipe]:
+    """The source, calibrated or not, with the lowest mean loss on the fitness images."""
+    ways = (False, True) if job.evaluator.can_calibrate else (False,)
+    recipes = [(member.name, replace(member.recipe, calibrate=way)) for member in job.merged for way in ways]
+    losses = [0.0] * len(recipes)
+    for split in filter(None, (job.search, job.confirm)):
+        scores = job.evaluator.scores([recipe for _, recipe in recipes], split)
+        losses = [loss + score.loss * score.total for loss, score in zip(losses, scores, strict=True)]
+    return recipes[min(range(len(recipes)), key=losses.__getitem__)]
+
+
+def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
+    """The genetic algorithm over one source: mutations are all that it has. It has the generations of all searches."""
+    settings = replace(job.settings.search, generations=job.settings.search.generations * searches)
+    searcher, before = MeGA([best], settings, job.settings.seed), job.evaluator.images_seen
+    while not searcher.done:
+        searcher.tell(job.evaluator.scores(searcher.ask(), job.search))
+    cost = job.evaluator.images_seen - before
+    chosen: Chosen = run_off(searcher, job.evaluator, {name: best}, {}, job.search, job.confirm)
+    (judged,) = job.evaluator.answers([chosen.recipe], job.test)
+    return Tried(SEARCH_ALONE, name, judged, cost)
+
+
+def fine_tuned(job: Job, name: str, best: Recipe, forward_passes: int) -> list[Tried]:
+    """The best source after Adam on the search images, calibrated again or not, or as it was: whichever has the lowest
+    mean loss on the confirm images."""
+    epochs = min(EPOCHS, forward_passes // len(job.search))
+    if epochs == 0:
+        return []
+    start = rebuild(job.evaluator.sources, best, job.evaluator.statistics(best))
+    network = Evaluator(config_of(job), alone(job, train(job, start, epochs)), job.calibration)
+    ways = (False, True) if network.can_calibrate else (False,)
+    tried = [(network, Recipe((1.0,), calibrate=way)) for way in ways]
+    if job.confirm:
+        tried.append((Evaluator(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
+    judging = job.confirm or job.search
+    evaluator, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
+    return [Tried(FINE_TUNING, name, judge(evaluator, recipe, job.test), epochs * len(job.search))]
+
+
+def config_of(job: Job) -> dict[str, Any]:
+    return job.checkpoints[0].config
+
+
+def train(job: Job, start: dict[str, Tensor], epochs: int) -> dict[str, Tensor]:
+    """Adam on the search images."""
+    config = config_of(job)
+    model = build(config)
+    model.load_state_dict(start)
+    with TemporaryDirectory() as scratch:
+        settings = TrainSettings(
+            config["architecture"],
+            Path(scratch),
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE,
+            seed=job.settings.seed,
+            compiled=False,
+        )
+        fit(
+            model.to(job.evaluator.state.device),
+            job.search,
+            config,
+            settings,
+            Path(scratch) / "state",
+            Output(muted=True),
+        )
+    return {tensor_name: tensor.detach().cpu() for tensor_name, tensor in model.state_dict().items()}
+
+
+def alone(job: Job, state: dict[str, Tensor]) -> Sources:
+    """A state dict as the only source."""
+    return Sources([state], dict(build(config_of(job)).named_parameters()), job.evaluator.state.device)
+
+
+def judge(evaluator: Evaluator, recipe: Recipe, split: Split) -> Answers:
+    """What a recipe says of a split, in this process alone."""
+    return answers(evaluator.predict(recipe, split), split.labels)
