@@ -46,7 +46,8 @@ class Walk:
     @property
     def flags(self) -> str:
         """The flags of `hfmega merge` that go this way."""
-        return f"--align {self.align} --{'' if self.calibrated else 'no-'}calibrate"
+        align = "" if self.align == "none" else f"--align {self.align} "
+        return align + ("--calibrate" if self.calibrated else "--no-calibrate")
 
     @property
     def barrier(self) -> float:
@@ -226,7 +227,7 @@ def advise(found: Inspection, best: Answers) -> str:
             f"Merging will not pay: the best source has {best.accuracy:.4f}, the best network between two of them "
             f"{seen.accuracy:.4f}; {together}."
         )
-    expected = "most of it" if seen.p_value < SIGNIFICANCE else "less, perhaps nothing"
+    expected = "most of it" if seen.p_value < SIGNIFICANCE else "less, perhaps nothing,"
     return (
         f"Merge with `{seen.walk.flags}`: {seen.share:.0%} of the way from {pair.first} to {pair.second} accuracy is "
         f"{seen.accuracy:.4f}, {100 * seen.gain:.2f} points over the best source; that point was chosen on these "

@@ -86,6 +86,12 @@ def test_the_barrier_is_the_deepest_fall_below_the_line() -> None:
     assert Walk("none", False, (0.5,) * 11, (0.5,) * 11).barrier == 0.0
 
 
+def test_the_flags_of_a_walk() -> None:
+    flat = (0.5,) * 11
+    flags = [Walk(align, calibrated, flat, flat).flags for align in ("none", "weights") for calibrated in (False, True)]
+    assert flags == ["--no-calibrate", "--calibrate", "--align weights --no-calibrate", "--align weights --calibrate"]
+
+
 def test_s44_and_s45_are_independent_and_alignment_lowers_the_barrier(
     shared_checkpoints: Path, shared_cifar: Path, tmp_path: Path
 ) -> None:
