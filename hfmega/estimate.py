@@ -52,7 +52,11 @@ def estimate(settings: MergeSettings) -> Estimate:
     rate = evaluation_rate(config) * processes().num_processes
     names = [checkpoint.name for checkpoint in checkpoints]
     return Estimate(
-        nodes=tuple(node for level in plan(names, settings.tree if settings.searches else "flat") for node in level),
+        nodes=tuple(
+            node
+            for level in plan(names[: len(settings.sources)], settings.tree if settings.searches else "flat")
+            for node in level
+        ),
         images={purpose: len(r) for purpose, r in rows.rows.items()},
         evaluations=price.evaluations,
         images_seen=price.searching + price.showing,

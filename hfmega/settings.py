@@ -89,9 +89,8 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
     return {
         "preset": settings.preset,
         "method": settings.method,
-        **({"scale": settings.scale} if settings.base else {}),
+        **({"base": settings.base.rstrip("/").rsplit("/", 1)[-1], "scale": settings.scale} if settings.base else {}),
         **({"density": settings.density} if settings.method in WITH_BASE[1:] else {}),
-        "base": settings.base and settings.base.rstrip("/").rsplit("/", 1)[-1],
         "seed": settings.seed,
         "tree": settings.tree,
         "order": settings.order,

@@ -156,5 +156,8 @@ def test_a_merge_with_its_permuted_copy_gives_back_the_source(
     replayed = run("replay", tmp_path / "merged", "--json")
     assert replayed.json == {"sha256": found["sha256"], "expected": found["sha256"], "equal": True}
     assert json.loads((tmp_path / "merged" / "lineage.json").read_text())["settings"]["align"] == method
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"permuted to match the first one's, by {method};" in card
+    assert f"--align {method}" in card
     (tmp_path / "merged" / RECIPE).unlink()
     assert "cannot be read" in run("replay", tmp_path / "merged").complaint
