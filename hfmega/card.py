@@ -179,8 +179,8 @@ def credit(lineage: Lineage) -> str | None:
     alone = lineage.controls[0]
     reached = "; ".join(f"{c.name}: {number(c.accuracy)} ({points(c.remainder)} left)" for c in lineage.controls)
     return (
-        f"Of the gain of {points(lineage.result.gain)} points, {points(alone.remainder)} come from the other sources "
-        f"({reached})."
+        f"Of the gain of {points(lineage.result.accuracy - alone.start)} points over {alone.source}, "
+        f"{points(alone.remainder)} come from the other sources ({reached})."
     )
 
 

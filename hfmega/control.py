@@ -28,10 +28,11 @@ LEARNING_RATE: Final = 0.001
 
 @dataclass(frozen=True)
 class Tried:
-    """A control: what it was made of, what it says of the test images, and what it cost."""
+    """A control: its source and the accuracy that had on test before, what it says of the test images, what it cost."""
 
     name: str
     source: str
+    start: float
     answers: Answers
     forward_passes: int
 
@@ -45,7 +46,7 @@ def controls(job: Job, searches: int, forward_passes: int, output: Output) -> li
     output.say(f"controls: what {name} gains alone")
     found = [search_alone(job, name, best, searches)]
     if job.evaluator.state.is_main_process:
-        found += fine_tuned(job, name, best, forward_passes)
+        found += fine_tuned(job, found[0], best, forward_passes)
     return found
 
 
@@ -63,16 +64,16 @@ def best_source(job: Job) -> tuple[str, Recipe]:
 def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
     """The genetic algorithm over one source: mutations are all that it has. It has the generations of all searches."""
     settings = replace(job.settings.search, generations=job.settings.search.generations * searches)
-    searcher, before = MeGA([best], settings, job.settings.seed), job.evaluator.images_seen
+    searcher, seen = MeGA([best], settings, job.settings.seed), job.evaluator.images_seen
     while not searcher.done:
         searcher.tell(job.evaluator.scores(searcher.ask(), job.search))
-    cost = job.evaluator.images_seen - before
+    cost = job.evaluator.images_seen - seen
     chosen: Chosen = run_off(searcher, job.evaluator, {name: best}, {}, job.search, job.confirm)
-    (judged,) = job.evaluator.answers([chosen.recipe], job.test)
-    return Tried(SEARCH_ALONE, name, judged, cost)
+    before, judged = job.evaluator.answers([best, chosen.recipe], job.test)
+    return Tried(SEARCH_ALONE, name, before.accuracy, judged, cost)
 
 
-def fine_tuned(job: Job, name: str, best: Recipe, forward_passes: int) -> list[Tried]:
+def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> list[Tried]:
     """The best source after Adam on the search images, calibrated again or not, or as it was: whichever has the lowest
     mean loss on the confirm images."""
     epochs = min(EPOCHS, forward_passes // len(job.search))
@@ -86,7 +87,8 @@ def fine_tuned(job: Job, name: str, best: Recipe, forward_passes: int) -> list[T
         tried.append((Evaluator(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
     judging = job.confirm or job.search
     evaluator, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
-    return [Tried(FINE_TUNING, name, judge(evaluator, recipe, job.test), epochs * len(job.search))]
+    judged = judge(evaluator, recipe, job.test)
+    return [Tried(FINE_TUNING, first.source, first.start, judged, epochs * len(job.search))]
 
 
 def config_of(job: Job) -> dict[str, Any]:

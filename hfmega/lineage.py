@@ -89,15 +89,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Control:
-    """What the best source reached alone with the merge's budget, on test. remainder: what the merge has over it.
+    """What the best source (by its loss on the fitness images) reached alone with the merge's budget, on test.
 
-    gain: over the best reference that is one model; p_value: McNemar's, of the remainder.
+    start: its accuracy before; gain: over that. remainder: what the merge has over the control; p_value: McNemar's.
     """
 
     name: str
     source: str
     accuracy: float
     interval: Interval
+    start: float
     gain: float
     remainder: float
     remainder_interval: Interval

@@ -16,7 +16,7 @@ from hfmega.compare import Answers, answers, compare
 from hfmega.evaluate import predict_checkpoint
 from hfmega.hub import Checkpoint
 from hfmega.job import Job, prepare
-from hfmega.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
+from hfmega.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.output import Output
 from hfmega.recipe import Recipe, centroid, source_alone
 from hfmega.settings import MergeSettings, recorded
@@ -83,7 +83,7 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
         references=tuple(references),
         candidates=chosen.candidates,
         result=result,
-        controls=tuple(control_entry(t, merged, result) for t in tried),
+        controls=tuple(control_entry(t, merged) for t in tried),
         notes=job.notes,
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
@@ -96,15 +96,16 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     return made
 
 
-def control_entry(tried: control.Tried, merged: Answers, result: Result) -> Control:
-    """A control beside the merge: what it gained over the best reference, and what the merge has over it."""
+def control_entry(tried: control.Tried, merged: Answers) -> Control:
+    """A control beside the merge: what it gained, and what the merge has over it."""
     rest = compare(merged, tried.answers)
     return Control(
         name=tried.name,
         source=tried.source,
         accuracy=tried.answers.accuracy,
         interval=tried.answers.interval,
-        gain=tried.answers.accuracy - (result.accuracy - result.gain),
+        start=tried.start,
+        gain=tried.answers.accuracy - tried.start,
         remainder=rest.gain,
         remainder_interval=rest.interval,
         p_value=rest.p_value,
