@@ -23,7 +23,7 @@ SEARCH_ALONE: Final = "search over the best source alone"
 FINE_TUNING: Final = "fine-tuning of the best source"
 EPOCHS: Final = 10  # at most; never more images through the network than the merge's search took
 BATCH_SIZE: Final = 64
-LEARNING_RATE: Final = 0.001
+LEARNING_RATES: Final = (0.001, 0.0001)  # young networks need the first, fine-tuned ones the second
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,32 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
 
 
 def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> list[Tried]:
-    """The best source after Adam on the search images, calibrated again or not, or as it was: whichever has the lowest
-    mean loss on the confirm images."""
-    epochs = min(EPOCHS, forward_passes // len(job.search))
+    """The best source after Adam on the search images: at each rate, calibrated again or not, or as it was.
+
+    The one with the lowest mean loss on the confirm images stands.
+    """
+    epochs = min(EPOCHS, forward_passes // (len(LEARNING_RATES) * len(job.search)))
     if epochs == 0:
         return []
     start = rebuild(job.evaluator.sources, best, job.evaluator.statistics(best))
-    network = Evaluator(config_of(job), alone(job, train(job, start, epochs)), job.calibration)
-    ways = (False, True) if network.can_calibrate else (False,)
-    tried = [(network, Recipe((1.0,), calibrate=way)) for way in ways]
+    tried = []
+    for rate in LEARNING_RATES:
+        network = Evaluator(config_of(job), alone(job, train(job, start, epochs, rate)), job.calibration)
+        ways = (False, True) if network.can_calibrate else (False,)
+        tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
         tried.append((Evaluator(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
     judging = job.confirm or job.search
     evaluator, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
-    judged = judge(evaluator, recipe, job.test)
-    return [Tried(FINE_TUNING, first.source, first.start, judged, epochs * len(job.search))]
+    judged, cost = judge(evaluator, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
+    return [Tried(FINE_TUNING, first.source, first.start, judged, cost)]
 
 
 def config_of(job: Job) -> dict[str, Any]:
     return job.checkpoints[0].config
 
 
-def train(job: Job, start: dict[str, Tensor], epochs: int) -> dict[str, Tensor]:
+def train(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[str, Tensor]:
     """Adam on the search images."""
     config = config_of(job)
     model = build(config)
@@ -106,7 +110,7 @@ def train(job: Job, start: dict[str, Tensor], epochs: int) -> dict[str, Tensor]:
             Path(scratch),
             epochs=epochs,
             batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
+            learning_rate=rate,
             seed=job.settings.seed,
             compiled=False,
         )
