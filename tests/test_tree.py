@@ -36,6 +36,7 @@ from hfmega.splits import SplitRequest
 from hfmega.tree import (
     NODE_SEEDS,
     PROGRESS,
+    SEARCHERS,
     Merged,
     Node,
     Progress,
@@ -388,7 +389,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int] | None = None) 
         seen.evaluated += seen.asked[-1:]
         return score(self, *arguments)
 
-    monkeypatch.setattr("hfmega.tree.MeGA", Watched)
+    monkeypatch.setitem(SEARCHERS, "mega", Watched)
     monkeypatch.setattr(Evaluator, "_score", interrupted)
     return seen
 
