@@ -10,7 +10,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo test lint reproduce reproduce-small wheel clean
+.PHONY: demo test lint reproduce reproduce-small quality wheel clean
 
 demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
 	rm -rf runs/demo
@@ -42,6 +42,11 @@ reproduce-small: .venv/installed  ## the same pipeline with small networks and s
 	$(HFMEGA) reproduce table2 --arch resnet8_cifar $(SMALL)
 	rm -rf cards/reproduction
 	cp -R runs/small/results cards/reproduction
+
+quality: .venv/installed  ## every method on families of checkpoints; rewrites cards/quality (SOURCES: folders, separated by spaces)
+	$(BIN)/python tests/benchmarks/quality.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/quality
+	rm -rf cards/quality
+	cp -R runs/quality/results cards/quality
 
 wheel:  ## dist/hfmega-*.whl, with any Python that has pip
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -17,6 +17,7 @@ from hfmega.search import Searcher
 AVERAGE: Final = "average"
 SEARCH: Final = "search"
 CENTROID: Final = "centroid"
+SOUP: Final = "greedy soup"
 
 
 @dataclass(frozen=True)
@@ -59,41 +60,61 @@ def plain_recipes(members: Mapping[str, Recipe], calibrate: bool) -> dict[str, R
 
 
 def run_off(
-    searcher: Searcher,
+    found: Mapping[str, Recipe],
     evaluator: Evaluator,
     members: Mapping[str, Recipe],
-    inputs: Mapping[str, Recipe],
     search: Split,
     confirm: Split | None,
 ) -> Chosen:
-    """Choose between what the search found and what needed no search.
+    """Choose between what was found on the search images and what needed none.
 
+    found: the search's best (`SEARCH`), the centroid of its last population, inputs of earlier searches, a greedy soup.
     The sources (members: those below this merge, with and without calibration) and their uniform average were chosen
-    by nobody: the lowest mean loss on all search and confirm images stands. The search's best, the centroid of its last
-    population, or an input that an earlier search found, replaces it only with a mean loss on the confirm images that
-    is lower by more than one standard error of the paired difference.
+    by nobody: the lowest mean loss on all search and confirm images stands. What was found replaces it only with a
+    mean loss on the confirm images that is lower by more than one standard error of the paired difference.
     Without confirm images the search's best is the answer (presets `paper` and `author`).
     """
+    best = found[SEARCH]
     if confirm is None:
-        return Chosen(SEARCH, searcher.best)
-    plain = plain_recipes(members, searcher.best.calibrate)
-    if searcher.best.calibrate:
+        return Chosen(SEARCH, best)
+    plain = plain_recipes(members, best.calibrate)
+    if best.calibrate:
         plain |= {f"{name}, as it is": replace(recipe, calibrate=False) for name, recipe in members.items()}
-    found: dict[str, Recipe] = {}
-    for name, recipe in {**inputs, SEARCH: searcher.best, CENTROID: centroid(searcher.population)}.items():
-        if recipe not in plain.values() and recipe not in found.values():
-            found[name] = recipe
-    recipes = [*plain.values(), *found.values()]
+    challenging: dict[str, Recipe] = {}
+    for name, recipe in found.items():
+        if recipe not in plain.values() and recipe not in challenging.values():
+            challenging[name] = recipe
+    recipes = [*plain.values(), *challenging.values()]
     on_search = dict(zip(recipes, evaluator.answers(recipes, search), strict=True))
     on_confirm = dict(zip(recipes, evaluator.answers(recipes, confirm), strict=True))
     everything = {name: pool(on_search[recipe], on_confirm[recipe]) for name, recipe in plain.items()}
     standing = min(everything, key=lambda name: everything[name].mean_loss)
-    challengers = {name: on_confirm[recipe] for name, recipe in found.items()}
+    challengers = {name: on_confirm[recipe] for name, recipe in challenging.items()}
     better = [n for n, a in challengers.items() if clearly_lower_loss(a, on_confirm[plain[standing]])]
     winner = min(better, key=lambda name: challengers[name].mean_loss, default=standing)
     challengers = {f"{standing}, confirm images only": on_confirm[plain[standing]], **challengers}
     candidates = [_candidate(name, judged) for name, judged in (everything | challengers).items()]
-    return Chosen(winner, (plain | found)[winner], tuple(candidates))
+    return Chosen(winner, (plain | challenging)[winner], tuple(candidates))
+
+
+def found_by(searcher: Searcher) -> dict[str, Recipe]:
+    """What a search offers to the run-off."""
+    return {SEARCH: searcher.best, CENTROID: centroid(searcher.population)}
+
+
+def greedy_soup(members: Sequence[Recipe], evaluator: Evaluator, images: Split) -> Recipe:
+    """From the most accurate source on, each is taken in if the average is then not less accurate.
+
+    (Wortsman et al. 2022, arXiv 2203.05482, recipe 1.) Equal accuracies are ordered by mean loss.
+    """
+    scores = evaluator.scores(members, images)
+    order = sorted(range(len(members)), key=lambda k: (-scores[k].accuracy, scores[k].loss))
+    taken, best = [members[order[0]]], scores[order[0]].accuracy
+    for k in order[1:]:
+        (score,) = evaluator.scores([centroid([*taken, members[k]])], images)
+        if score.accuracy >= best:
+            taken, best = [*taken, members[k]], score.accuracy
+    return centroid(taken)
 
 
 def _candidate(name: str, judged: Answers) -> Candidate:

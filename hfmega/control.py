@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from hfmega.choose import Chosen, run_off
+from hfmega.choose import found_by, run_off
 from hfmega.compare import Answers, answers
 from hfmega.data import Split
 from hfmega.evaluate import Evaluator
@@ -68,7 +68,7 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
     while not searcher.done:
         searcher.tell(job.evaluator.scores(searcher.ask(), job.search))
     cost = job.evaluator.images_seen - seen
-    chosen: Chosen = run_off(searcher, job.evaluator, {name: best}, {}, job.search, job.confirm)
+    chosen = run_off(found_by(searcher), job.evaluator, {name: best}, job.search, job.confirm)
     before, judged = job.evaluator.answers([best, chosen.recipe], job.test)
     return Tried(SEARCH_ALONE, name, before.accuracy, judged, cost)
 

@@ -2,7 +2,9 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,34 @@ def merge(settings: MergeSettings, output: Output) -> Lineage | None:
     """
     run.check_output(settings.output, hub.LINEAGE, settings.overwrite)
     return carry_out(prepare(settings, output), output)
+
+
+def merge_all(asked: Sequence[MergeSettings], output: Output) -> list[Lineage]:
+    """Several merges of the same sources on the same images, which are read once; those on disk are kept.
+
+    Raises HfmegaError for a folder with a merge of other settings.
+    """
+    job, found = None, []
+    for one in asked:
+        made = finished_merge(one)
+        if made is None:
+            output.say(f"merging into {one.output}")
+            job = replace(job, settings=one) if job else prepare(one, output)
+            made = carry_out(job, output)
+        if made is not None:  # only the main process has it
+            found.append(made)
+    return found
+
+
+def finished_merge(asked: MergeSettings) -> Lineage | None:
+    """A merge that was done before. Raises HfmegaError when it was one of other settings."""
+    if not (asked.output / hub.LINEAGE).is_file():
+        return None
+    made = lineage.read(asked.output / hub.LINEAGE)
+    wanted = {**recorded(asked), "calibrate": made.settings.get("calibrate")}
+    if made.settings != wanted or len(made.sources) != len(asked.pulled):
+        raise run.other_settings(asked.output)
+    return made
 
 
 def carry_out(job: Job, output: Output) -> Lineage | None:

@@ -5,16 +5,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from hfmega import HfmegaError, hub, lineage, paper
+from hfmega import HfmegaError, hub, paper
 from hfmega.data import DEFAULT_DATASET, describe, open_dataset, rows_of
 from hfmega.estimate import cost, evaluation_rate, has_statistics, training_rate
 from hfmega.evaluate import evaluate_checkpoint
-from hfmega.job import prepare
-from hfmega.lineage import Lineage
-from hfmega.merge import carry_out
+from hfmega.merge import finished_merge, merge_all
 from hfmega.output import Output
 from hfmega.results import Run
-from hfmega.settings import PRESETS, MergeSettings, recorded
+from hfmega.run import other_settings
+from hfmega.settings import PRESETS, MergeSettings
 from hfmega.splits import SplitRequest, plan_splits
 from hfmega.train import TrainSettings, make_record, scratch_config, train
 
@@ -82,9 +81,10 @@ def reproduce(settings: ReproduceSettings, output: Output) -> list[Run]:
         sources = [source(settings, network, seed, output) for seed in settings.source_seeds]
         epochs = (hub.pull(sources[0], settings.token).record or {}).get("epochs")
         for protocol in settings.protocols:
-            made = merges(settings, network, protocol, sources, output)
-            folders = tuple(asked.output for asked in searches(settings, network, protocol, sources))
-            run = Run(network, protocol, epochs, tuple(made), folders)
+            asked = searches(settings, network, protocol, sources)
+            output.say(f"{settings.kind}, {network}, protocol {protocol}: {len(asked)} searches")
+            made = merge_all(asked, output)
+            run = Run(network, protocol, epochs, tuple(made), tuple(one.output for one in asked))
             runs.append(fine_tuned(settings, run, sources, output) if settings.fine_tunes(protocol) else run)
     return runs
 
@@ -139,10 +139,6 @@ def is_trained(asked: TrainSettings) -> bool:
     return True
 
 
-def other_settings(folder: Path) -> HfmegaError:
-    return HfmegaError(f"{folder} holds a run of other settings: name another folder with -o, or remove that one.")
-
-
 def searches(
     settings: ReproduceSettings, network: str, protocol: Protocol, sources: Sequence[str]
 ) -> list[MergeSettings]:
@@ -178,33 +174,6 @@ def searches(
         )
         for seed in range(settings.searches)
     ]
-
-
-def merges(
-    settings: ReproduceSettings, network: str, protocol: Protocol, sources: Sequence[str], output: Output
-) -> list[Lineage]:
-    """The merges of one row, one for each seed of the search, all on the same images."""
-    job, found = None, []
-    for asked in searches(settings, network, protocol, sources):
-        made = finished_merge(asked)
-        if made is None:
-            output.say(f"{settings.kind}, {network}, protocol {protocol}, search seed {asked.seed}")
-            job = replace(job, settings=asked) if job else prepare(asked, output)
-            made = carry_out(job, output)
-        if made is not None:  # only the main process has it
-            found.append(made)
-    return found
-
-
-def finished_merge(asked: MergeSettings) -> Lineage | None:
-    """A merge that was done before. Raises HfmegaError when it was one of other settings."""
-    if not (asked.output / hub.LINEAGE).is_file():
-        return None
-    made = lineage.read(asked.output / hub.LINEAGE)
-    wanted = {**recorded(asked), "calibrate": made.settings.get("calibrate")}
-    if made.settings != wanted or len(made.sources) != len(asked.sources):
-        raise other_settings(asked.output)
-    return made
 
 
 def fine_tuned(settings: ReproduceSettings, run: Run, sources: Sequence[str], output: Output) -> Run:

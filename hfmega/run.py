@@ -29,6 +29,11 @@ def check_output(folder: Path, done: str, overwrite: bool) -> None:
         raise HfmegaError(f"{folder} is not empty: name another folder with -o, or --overwrite what is in it.")
 
 
+def other_settings(folder: Path) -> HfmegaError:
+    """What to say of a folder whose finished run is not the one that was asked for."""
+    return HfmegaError(f"{folder} holds a run of other settings: name another folder with -o, or remove that one.")
+
+
 @contextmanager
 def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
     """Hold the folder's lock and give its work folder; work of the same fingerprint is kept, so that it resumes.

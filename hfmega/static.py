@@ -4,9 +4,7 @@ import time
 from dataclasses import replace
 from typing import cast
 
-from hfmega.choose import Chosen
-from hfmega.data import Split
-from hfmega.evaluate import Evaluator
+from hfmega.choose import Chosen, greedy_soup
 from hfmega.job import Job
 from hfmega.output import Output
 from hfmega.recipe import Recipe, Static, StaticMethod, centroid
@@ -43,18 +41,3 @@ def recipe_of(job: Job, members: list[Recipe]) -> Recipe:
         average,
         static=Static(cast(StaticMethod, settings.method), base, settings.scale, settings.density, settings.seed),
     )
-
-
-def greedy_soup(members: list[Recipe], evaluator: Evaluator, images: Split) -> Recipe:
-    """From the most accurate source on, each is taken in if the average is then not less accurate.
-
-    (Wortsman et al. 2022, arXiv 2203.05482, recipe 1.) Equal accuracies are ordered by mean loss.
-    """
-    scores = evaluator.scores(members, images)
-    order = sorted(range(len(members)), key=lambda k: (-scores[k].accuracy, scores[k].loss))
-    taken, best = [members[order[0]]], scores[order[0]].accuracy
-    for k in order[1:]:
-        (score,) = evaluator.scores([centroid([*taken, members[k]])], images)
-        if score.accuracy >= best:
-            taken, best = [*taken, members[k]], score.accuracy
-    return centroid(taken)

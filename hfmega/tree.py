@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from pydantic import TypeAdapter
 
 from hfmega import lineage, run
-from hfmega.choose import Chosen, calibration_pays, run_off
+from hfmega.choose import SOUP, Chosen, calibration_pays, found_by, greedy_soup, run_off
 from hfmega.evaluate import Evaluator, Score
 from hfmega.job import Job
 from hfmega.output import Output
@@ -205,10 +205,13 @@ def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output:
 
 
 def finished(node: Node, searcher: Searcher, job: Job, known: Mapping[str, Recipe]) -> Merged:
-    """The run-off of one merge, and what came out."""
+    """The run-off of one merge, and what came out. The greedy soup of all sources is in that of the last merge."""
     below = {name: known[name] for name in node.below}
     inputs = {name: known[name] for name in node.inputs if name not in node.below}
-    chosen = run_off(searcher, job.evaluator, below, inputs, job.search, job.confirm)
+    found = inputs | found_by(searcher)
+    if job.confirm and 2 < len(below) == len(job.merged):
+        found[SOUP] = greedy_soup(list(below.values()), job.evaluator, job.search)
+    chosen = run_off(found, job.evaluator, below, job.search, job.confirm)
     fitness = job.evaluator.scores([chosen.recipe], job.search)[0].accuracy
     return Merged(node.name, node.inputs, chosen, fitness, tuple(searcher.history))
 

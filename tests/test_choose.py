@@ -16,6 +16,7 @@ from hfmega.choose import (
     Rival,
     calibration_pays,
     ensembles,
+    found_by,
     judge,
     plain_recipes,
     reference,
@@ -95,7 +96,7 @@ def run(
     **changes: Any,
 ) -> Chosen:
     evaluator: Any = Prepared(losses)
-    return run_off(Searched(**changes), evaluator, MEMBERS, inputs, SEARCH, confirm)
+    return run_off(inputs | found_by(Searched(**changes)), evaluator, MEMBERS, SEARCH, confirm)
 
 
 # Mean loss on the search images and on the confirm images.
@@ -124,7 +125,7 @@ def test_better_means_by_more_than_one_standard_error(lower_by: float, winner: s
     evaluator: Any = Prepared(
         {**PLAIN, FOUND: (0.1, 0.50 - lower_by * standard_error), CENTROID: (0.9, 0.9)}, spreads={FOUND: 0.12}
     )
-    assert run_off(Searched(), evaluator, MEMBERS, {}, SEARCH, CONFIRM).name == winner
+    assert run_off(found_by(Searched()), evaluator, MEMBERS, SEARCH, CONFIRM).name == winner
 
 
 def test_the_lowest_loss_on_all_images_stands_among_what_no_search_chose() -> None:
