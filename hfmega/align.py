@@ -226,15 +226,22 @@ def apply(
 
 
 def read(path: Path, leaves: int) -> tuple[Permutations, ...]:
-    """The permutations in a `recipe.safetensors`. Raises HfmegaError for a file that is not one."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HfmegaError(f"{path} cannot be read: {error}") from error
+    """The permutations in a `recipe.safetensors`. Raises HfmegaError for what is none."""
     found: list[dict[str, Tensor]] = [{} for _ in range(leaves)]
-    for key, order in tensors.items():
+    for key, order in load(path).items():
         prefix, leaf, space = (*key.split("/", 2), "", "")[:3]
-        if prefix != PREFIX or not leaf.isdigit() or int(leaf) >= leaves or order.dtype != torch.int64:
+        if prefix != PREFIX:
+            continue
+        if not leaf.isdigit() or int(leaf) >= leaves or order.dtype != torch.int64:
             raise HfmegaError(f"{path} holds {key}, which is no permutation of one of {leaves} sources.")
         found[int(leaf)][space] = order
     return tuple(found)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `recipe.safetensors`. Raises HfmegaError for a file that cannot be read."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise HfmegaError(f"{path} cannot be read: {error}") from error
+    return tensors

@@ -37,6 +37,7 @@ FLAGS: Final = (
     "tree",
     "order",
     "method",
+    "genome",
     "scale",
     "density",
     "align",

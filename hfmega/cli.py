@@ -13,7 +13,7 @@ import click
 from hfmega import HfmegaError, __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
-SEARCHES = ["mega", "cmaes", "random"]
+SEARCHES = ["mega", "cmaes", "random", "learned"]
 METHODS = [*SEARCHES, "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"]
 
 
@@ -82,6 +82,11 @@ def cli() -> None:
 @click.option("--mutation-unit", type=click.Choice(["element", "tensor"]), help="What mutates as one.")
 @click.option("--fitness", type=click.Choice(["accuracy", "loss"]), help="What the search maximises or minimises.")
 @click.option(
+    "--genome",
+    type=click.Choice(["model", "stage", "layer", "tensor", "channel"]),
+    help="What has coefficients of its own: mega, learned [model].",
+)
+@click.option(
     "--calibrate/--no-calibrate",
     default=None,
     help="BatchNorm statistics re-estimated or not (neither: tried on the fitness split).",
@@ -105,7 +110,7 @@ def cli() -> None:
     type=click.Choice(METHODS),
     default="mega",
     show_default=True,
-    help="A search (the first three), or a static method.",
+    help="A search (the first four), or a static method.",
 )
 @click.option("--base", metavar="SOURCE", help="What the sources started from: task-arithmetic, ties, dare.")
 @click.option("--scale", type=float, default=1.0, show_default=True, metavar="X", help="Lambda of task vectors.")

@@ -15,8 +15,9 @@ from hfmega.job import Job
 from hfmega.models import build
 from hfmega.output import Output
 from hfmega.recipe import Recipe, Sources
-from hfmega.search.ga import MeGA
+from hfmega.settings import Method
 from hfmega.train import TrainSettings, fit
+from hfmega.tree import searcher_of
 from hfmega.weights import rebuild
 
 SEARCH_ALONE: Final = "search over the best source alone"
@@ -62,9 +63,14 @@ def best_source(job: Job) -> tuple[str, Recipe]:
 
 
 def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
-    """The genetic algorithm over one source: mutations are all that it has. It has the generations of all searches."""
+    """The search over one source, with the generations of all searches: mutations, or learned coefficients.
+
+    Methods that have neither are controlled by the genetic algorithm.
+    """
     settings = replace(job.settings.search, generations=job.settings.search.generations * searches)
-    searcher, seen = MeGA([best], settings, job.settings.seed), job.evaluator.images_seen
+    method: Method = "learned" if job.settings.method == "learned" else "mega"
+    alike = replace(job, settings=replace(job.settings, method=method, search=settings))
+    searcher, seen = searcher_of(alike, [best], job.settings.seed), job.evaluator.images_seen
     while not searcher.done:
         searcher.tell(job.evaluator.scores(searcher.ask(), job.search))
     cost = job.evaluator.images_seen - seen

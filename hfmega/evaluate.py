@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -148,7 +149,7 @@ class Evaluator:
         self._prepare(recipe)
         correct = torch.zeros((), dtype=torch.int64, device=self.sources.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.sources.device)
-        images, labels = self._resident(split)
+        images, labels = self.resident(split)
         for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
             log_probabilities = self._forward(x)
             correct += (log_probabilities.argmax(dim=1) == y).sum()
@@ -160,7 +161,7 @@ class Evaluator:
     def predict(self, recipe: Recipe, split: Split) -> Tensor:
         """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU."""
         self._prepare(recipe)
-        images, _ = self._resident(split)
+        images, _ = self.resident(split)
         return torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
 
     def time(self, split: Split) -> float:
@@ -175,7 +176,7 @@ class Evaluator:
         self.images_seen += len(images)
         return self._model(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
 
-    def _resident(self, split: Split) -> tuple[Tensor, Tensor]:
+    def resident(self, split: Split) -> tuple[Tensor, Tensor]:
         """The split on the device, moved there once."""
         if split.fingerprint not in self._on_device:
             self._on_device[split.fingerprint] = (
@@ -183,6 +184,20 @@ class Evaluator:
                 split.labels.to(self.sources.device),
             )
         return self._on_device[split.fingerprint]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 images as the network takes them."""
+        return self._normalize(images)
+
+    @contextmanager
+    def batch_statistics(self, wanted: bool) -> Iterator[nn.Module]:
+        """The network, for `functional_call`; if wanted, BatchNorm uses the statistics of each batch."""
+        for norm in self._norms if wanted else ():
+            norm.train()
+        try:
+            yield self._model
+        finally:
+            self._model.eval()
 
     def _prepare(self, recipe: Recipe) -> None:
         """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that."""
@@ -200,7 +215,7 @@ class Evaluator:
             norm.train()
         seen = 0
         batches = -(-len(split) // self.batch_size)
-        for images in self._resident(split)[0].tensor_split(batches):  # equal ones: a single image has no variance
+        for images in self.resident(split)[0].tensor_split(batches):  # equal ones: a single image has no variance
             seen += len(images)
             for norm in self._norms:
                 norm.momentum = len(images) / seen

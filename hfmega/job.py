@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -174,7 +175,11 @@ def gather(
 def spread(recipe: Recipe, hashes: Sequence[str], leaves: Sequence[str]) -> Recipe:
     """A recipe over some leaves as one over all of them."""
     known = dict(zip(hashes, recipe.coefficients, strict=True))
-    return replace(recipe, coefficients=tuple(known.get(leaf, 0.0) for leaf in leaves))
+    table = np.zeros((len(recipe.offsets) // len(hashes), len(leaves)))
+    if recipe.offsets:
+        table[:, [leaves.index(leaf) for leaf in hashes]] = np.reshape(recipe.offsets, (-1, len(hashes)))
+    coefficients = tuple(known.get(leaf, 0.0) for leaf in leaves)
+    return replace(recipe, coefficients=coefficients, offsets=tuple(table.ravel().tolist()))
 
 
 def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoint]]:

@@ -1,14 +1,16 @@
 """`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final, Literal
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hfmega import HfmegaError, align, hub
 from hfmega.compare import Verdict
@@ -20,6 +22,7 @@ from hfmega.search import Generation
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
 FORMAT_VERSION: Final = 1
+OFFSETS: Final = "offsets"
 
 
 NUMBERS: Final = {"ser_json_inf_nan": "strings"}  # a failed candidate's loss is infinite, which JSON has no number for
@@ -178,12 +181,42 @@ def read(path: Path) -> Lineage:
         raise HfmegaError(f"{path} is not a lineage: {first['msg']} (at {where}).") from error
     if lineage.format_version != FORMAT_VERSION:
         raise HfmegaError(f"{path} has lineage format {lineage.format_version}, this hfmega reads {FORMAT_VERSION}.")
-    return lineage
+    return with_offsets(lineage, path.parent / hub.RECIPE)
 
 
 def write(lineage: Lineage, path: Path) -> None:
-    """Write a lineage as JSON."""
-    path.write_bytes(_SCHEMA.dump_json(lineage, indent=2) + b"\n")
+    """Write a lineage as JSON; the offsets of its recipes lie beside it, see `offset_tensors`."""
+    nodes = tuple(replace(node, recipe=replace(node.recipe, offsets=())) for node in lineage.nodes)
+    bare = replace(lineage, nodes=nodes, recipe=replace(lineage.recipe, offsets=()))
+    path.write_bytes(_SCHEMA.dump_json(bare, indent=2) + b"\n")
+
+
+def offset_tensors(result: Recipe, nodes: Mapping[str, Recipe]) -> dict[str, Tensor]:
+    """The offsets of recipes as they lie in `recipe.safetensors`: `offsets` of the result, `offsets/<node>`."""
+    named = {OFFSETS: result, **{f"{OFFSETS}/{name}": recipe for name, recipe in nodes.items()}}
+    return {
+        key: torch.tensor(recipe.offsets, dtype=torch.float64).reshape(-1, len(recipe.coefficients))
+        for key, recipe in named.items()
+        if recipe.offsets
+    }
+
+
+def with_offsets(lineage: Lineage, path: Path) -> Lineage:
+    """The lineage with the offsets that lie beside it. Raises HfmegaError when they are missing or of another shape."""
+    if lineage.recipe.genome == "model" and all(node.recipe.genome == "model" for node in lineage.nodes):
+        return lineage
+    tensors = align.load(path)
+
+    def whole(recipe: Recipe, key: str) -> Recipe:
+        if recipe.genome == "model":
+            return recipe
+        offsets = tensors.get(key)
+        if offsets is None or offsets.dim() != 2 or offsets.shape[1] != len(recipe.coefficients):
+            raise HfmegaError(f"{path} lacks the coefficients of each {recipe.genome} ({key}).")
+        return replace(recipe, offsets=tuple(offsets.double().flatten().tolist()))
+
+    nodes = tuple(replace(node, recipe=whole(node.recipe, f"{OFFSETS}/{node.name}")) for node in lineage.nodes)
+    return replace(lineage, nodes=nodes, recipe=whole(lineage.recipe, OFFSETS))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -89,15 +89,17 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     fitness = [score.accuracy for score in evaluator.scores(list(earlier.values()), job.search)]
     if not evaluator.state.is_main_process:
         return None
-    sha256 = write_model(folder, job, chosen.recipe)
-    # Judged from the folder, by the same steps as `hfmega evaluate`.
-    merged = answers(predict_checkpoint(hub.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
-    references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
-    references += [reference(name, "ensemble", a) for name, a in together]
     before = [
         NodeEntry(m.name, m.inputs, m.recipe, share, a.accuracy, ())
         for m, share, a in zip((m for m in job.members if m.inputs), fitness, nodes[: len(earlier)], strict=True)
     ]
+    sha256 = write_model(
+        folder, job, chosen.recipe, {n.name: n.recipe for n in before} | {n.name: n.chosen.recipe for n in tree}
+    )
+    # Judged from the folder, by the same steps as `hfmega evaluate`.
+    merged = answers(predict_checkpoint(hub.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
+    references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
+    references += [reference(name, "ensemble", a) for name, a in together]
     result = judge(sha256, chosen, merged, single, judged)
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
     made = Lineage(
@@ -148,14 +150,15 @@ def node_entry(merged: Merged, accuracy: float) -> NodeEntry:
     return NodeEntry(merged.name, merged.inputs, recipe, merged.fitness, accuracy, merged.history, chosen)
 
 
-def write_model(folder: Path, job: Job, recipe: Recipe) -> str:
-    """Weights, statistics, permutations and config of the merged model; returns the sha256 of the weights."""
+def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Recipe]) -> str:
+    """Weights, statistics, permutations, offsets and config of the merged model; returns the sha256 of the weights."""
     evaluator = job.evaluator
     statistics = evaluator.statistics(recipe)
     if statistics:
         save_weights(statistics, folder / hub.STATISTICS)
-    if job.alignment.tensors:
-        save_weights(job.alignment.tensors, folder / hub.RECIPE)
+    beside = {**job.alignment.tensors, **lineage.offset_tensors(recipe, nodes)}
+    if beside:
+        save_weights(beside, folder / hub.RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
     theta(recipe) = sum_k c[k] * theta_k + sum_m w[m] * noise(seed_m, rate_m, sigma_m, unit_m)
 
+In a genome finer than `model`, c[k] is one number for each group of elements.
+
 `Sources.materialize` is the only way to get weights. It multiplies and adds in float32, separately and in a fixed
 order, so the bits are the same on every processor.
 """
@@ -13,13 +15,14 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hfmega import HfmegaError, methods
+from hfmega.layout import Genome, Groups, Layout, flatten, groups_of, layout_of
 from hfmega.rng import normal_table, philox, raw_words
 
 NOISE_CACHE_BYTES: Final = 32 << 20
-SAVED_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,27 @@ class Static:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An individual. coefficients: float64 [sources]; calibrate: whether BatchNorm statistics are re-estimated."""
+    """An individual. coefficients: float64 [sources]; calibrate: whether BatchNorm statistics are re-estimated.
+
+    offsets: float64 [groups, sources], row by row: what each group of the genome adds to the coefficients; none: 0.
+    """
 
     coefficients: tuple[float, ...]
     noise: tuple[Noise, ...] = ()
     calibrate: bool = False
     static: Static | None = None
+    genome: Genome = "model"
+    offsets: tuple[float, ...] = ()
+
+    def table(self, groups: int) -> NDArray[np.float64]:
+        """The coefficients of each group: [groups, sources]. Raises HfmegaError for offsets of other groups."""
+        if not self.offsets:
+            return np.tile(self.coefficients, (groups, 1))
+        if len(self.offsets) != groups * len(self.coefficients):
+            raise HfmegaError(
+                f"the recipe has {len(self.offsets)} offsets for {groups} groups of {len(self.coefficients)} sources."
+            )
+        return np.reshape(self.offsets, (groups, -1)) + self.coefficients
 
 
 def source_alone(index: int, sources: int, calibrate: bool = False) -> Recipe:
@@ -85,7 +103,20 @@ def blend(recipes: Sequence[Recipe], shares: Sequence[float]) -> Recipe:
             unweighted = replace(term, weight=1.0)
             weights[unweighted] = weights.get(unweighted, 0.0) + share * term.weight
     noise = tuple(replace(term, weight=weight) for term, weight in weights.items() if weight != 0.0)
-    return Recipe(coefficients, noise, recipes[0].calibrate)
+    plain = Recipe(coefficients, noise, recipes[0].calibrate)
+    fine = [(share, recipe) for share, recipe in zip(shares, recipes, strict=True) if recipe.offsets]
+    if not fine:
+        return plain
+    offsets = sum(share * np.array(recipe.offsets) for share, recipe in fine)
+    return replace(plain, genome=fine[0][1].genome, offsets=tuple(np.asarray(offsets).tolist()))
+
+
+def blend_groups(recipes: Sequence[Recipe], shares: NDArray[np.float64], genome: Genome) -> Recipe:
+    """`blend` with shares of its own in each group. shares: float64 [groups, recipes]."""
+    mean = blend([replace(recipe, offsets=()) for recipe in recipes], shares.mean(0).tolist())
+    tables = np.stack([recipe.table(len(shares)) for recipe in recipes], axis=1)  # [groups, recipes, sources]
+    offsets = np.einsum("gr,grs->gs", shares, tables) - np.array(mean.coefficients)
+    return replace(mean, genome=genome, offsets=tuple(offsets.ravel().tolist()))
 
 
 def crossover(first: Recipe, second: Recipe, share: float) -> Recipe:
@@ -103,61 +134,6 @@ def centroid(recipes: Sequence[Recipe]) -> Recipe:
     return blend(recipes, [1.0 / len(recipes)] * len(recipes))
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where a float tensor of the state dict lies in the flat vector: elements [start, stop)."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    start: int
-    stop: int
-    parameter: bool
-
-    @property
-    def is_variance(self) -> bool:
-        return self.name.endswith("running_var")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The float tensors of a state dict as one flat vector, sorted by name."""
-
-    slots: tuple[Slot, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of floats."""
-        return self.slots[-1].stop if self.slots else 0
-
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """flat: float32 [size] -> tensor name to a view of it in the tensor's own shape."""
-        return {slot.name: flat[slot.start : slot.stop].view(slot.shape) for slot in self.slots}
-
-
-def layout_of(state: Mapping[str, Tensor], parameters: Collection[str]) -> Layout:
-    """The layout of a state dict; `parameters` are the tensor names that noise may touch.
-
-    Raises HfmegaError for a float type other than float32, float16 and bfloat16.
-    """
-    slots, start = [], 0
-    for name in sorted(state):
-        tensor = state[name]
-        if not tensor.is_floating_point():
-            continue
-        if tensor.dtype not in SAVED_DTYPES:
-            raise HfmegaError(f"the tensor {name} is {tensor.dtype}: only float32, float16 and bfloat16 can be merged.")
-        stop = start + tensor.numel()
-        slots.append(Slot(name, tuple(tensor.shape), tensor.dtype, start, stop, name in parameters))
-        start = stop
-    return Layout(tuple(slots))
-
-
-def flatten(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """The float tensors of a state dict as float32 [layout.size]."""
-    return torch.cat([state[slot.name].reshape(-1).float() for slot in layout.slots])
-
-
 class Sources:
     """The checkpoints of a merge, flat on a device, ready to be mixed.
 
@@ -171,6 +147,7 @@ class Sources:
         self.device = torch.device(device)
         self.integers = {name: t for name, t in states[0].items() if not t.is_floating_point()}
         self._flats = [flatten(state, self.layout).to(self.device) for state in states]
+        self._groups: dict[Genome, Groups] = {}
         self._product = torch.empty_like(self._flats[0])
         self._noise = NoiseCache(self.layout, max(NOISE_CACHE_BYTES, 8 * self.layout.size), self.device)
 
@@ -186,11 +163,11 @@ class Sources:
         """
         if len(recipe.coefficients) != len(self):
             raise HfmegaError(f"the recipe has {len(recipe.coefficients)} coefficients for {len(self)} sources.")
-        terms = [(c, flat) for c, flat in zip(recipe.coefficients, self._flats, strict=True) if c != 0.0]
+        terms = [(c, flat) for c, flat in zip(self._factors(recipe), self._flats, strict=True) if c is not None]
         out.zero_()
         for position, (coefficient, flat) in enumerate(terms):
             product = self._product if position else out
-            torch.mul(flat, float(np.float32(coefficient)), out=product)
+            torch.mul(flat, coefficient, out=product)
             if position:
                 out.add_(product)
         if recipe.static:
@@ -199,6 +176,23 @@ class Sources:
             index, values = self._noise.get(term)
             out.index_add_(0, index, values * float(np.float32(term.weight)))
         self.settle(out)
+
+    def _factors(self, recipe: Recipe) -> list[float | Tensor | None]:
+        """What each source is multiplied with: a number, one number for each element, or None for no share at all."""
+        if not recipe.offsets:
+            return [float(np.float32(c)) if c != 0.0 else None for c in recipe.coefficients]
+        groups = self.groups(recipe.genome)
+        table = recipe.table(groups.count).astype(np.float32)[groups.owners]
+        return [
+            torch.from_numpy(np.repeat(column, groups.sizes)).to(self.device) if column.any() else None
+            for column in table.T
+        ]
+
+    def groups(self, genome: Genome) -> Groups:
+        """The groups of a genome in this layout."""
+        if genome not in self._groups:
+            self._groups[genome] = groups_of(self.layout, genome)
+        return self._groups[genome]
 
     def _merge_static(self, recipe: Recipe, static: Static, out: Tensor) -> None:
         """Write the parameters of a static method into out, tensor by tensor."""

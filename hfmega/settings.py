@@ -10,9 +10,20 @@ from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings
 from hfmega.splits import SplitRequest
 
 Method = Literal[
-    "mega", "cmaes", "random", "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"
+    "mega",
+    "cmaes",
+    "random",
+    "learned",
+    "greedy-soup",
+    "average",
+    "slerp",
+    "task-arithmetic",
+    "ties",
+    "dare-linear",
+    "dare-ties",
 ]
-SEARCHES: Final = ("mega", "cmaes", "random")
+SEARCHES: Final = ("mega", "cmaes", "random", "learned")
+GENOMES: Final = ("mega", "learned")
 WITH_BASE: Final = ("task-arithmetic", "ties", "dare-linear", "dare-ties")
 
 
@@ -68,6 +79,8 @@ class MergeSettings:
             raise HfmegaError(f"--method {self.method} has no use for a base: leave --base away.")
         if self.method == "slerp" and len(self.sources) != 2:
             raise HfmegaError(f"slerp goes between two sources, not {len(self.sources)}.")
+        if self.search.genome != "model" and self.method not in GENOMES:
+            raise HfmegaError(f"--method {self.method} has one coefficient for each source: leave --genome away.")
         if not 0 < self.density <= 1:
             raise HfmegaError(f"a density of {self.density} is no share: it lies above 0 and at most at 1.")
         if not math.isfinite(self.scale):

@@ -15,6 +15,7 @@ from hfmega import lineage, run
 from hfmega.choose import SOUP, Chosen, calibration_pays, found_by, greedy_soup, run_off
 from hfmega.evaluate import Evaluator, Score
 from hfmega.job import Job
+from hfmega.learned import Learned
 from hfmega.output import Output
 from hfmega.recipe import Recipe
 from hfmega.search import Generation, Searcher
@@ -134,9 +135,9 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
         for batch in batches(level, job.settings.search.population, job.evaluator.state.num_processes):
             known = members | {name: merged.chosen.recipe for name, merged in progress.done.items()}
             todo = {
-                node: SEARCHERS[job.settings.method](
+                node: searcher_of(
+                    job,
                     [replace(known[name], calibrate=calibrate) for name in node.inputs],
-                    job.settings.search,
                     job.settings.seed + numbers[node.name] * NODE_SEEDS,
                 )
                 for node in batch
@@ -150,6 +151,14 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
                 output.say(f"{node.name} of {' and '.join(node.inputs)}: {progress.done[node.name].chosen.name} stands")
             save(progress, record, job.evaluator)
     return [progress.done[name] for name in numbers], progress
+
+
+def searcher_of(job: Job, inputs: Sequence[Recipe], seed: int) -> Searcher:
+    """The search that the settings name, over some recipes."""
+    settings, sources = job.settings.search, job.evaluator.sources
+    if job.settings.method == "learned":
+        return Learned(inputs, settings, seed, job.evaluator, job.search)
+    return SEARCHERS[job.settings.method](inputs, settings, seed, sources.groups(settings.genome).count)
 
 
 def decided(job: Job, output: Output) -> Job:
@@ -166,11 +175,12 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
 
     Several searches go on side by side: their populations are one list for the processes to share.
     """
-    evaluator, settings = job.evaluator, job.settings.search
+    evaluator = job.evaluator
     for node, searcher in todo.items():
         resume(node, searcher, job, progress, output)
-    with output.progress("first generation", len(todo) * settings.generations * settings.population) as bar:
-        bar.advance(sum(len(searcher.history) for searcher in todo.values()) * settings.population)
+    population = job.settings.search.population
+    with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
+        bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
         while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
             before, started = evaluator.images_seen, time.monotonic()
             asked = {node: searcher.ask() for node, searcher in active.items()}
@@ -188,7 +198,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
             for node, searcher in active.items():
                 newest, rate = searcher.history[-1], images / seconds
                 bar.line(
-                    f"{node.name}: generation {len(searcher.history)}/{settings.generations}: best {newest.best:.4f}, "
+                    f"{node.name}: generation {len(searcher.history)}/{searcher.generations}: best {newest.best:.4f}, "
                     f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
                 )
 
@@ -201,7 +211,7 @@ def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output:
             job.evaluator.remember(recipe, job.search, score)
         searcher.tell(scores)
     if known and node.name not in progress.done:
-        output.say(f"resuming {node.name} after generation {len(known)} of {job.settings.search.generations}")
+        output.say(f"resuming {node.name} after generation {len(known)} of {searcher.generations}")
 
 
 def finished(node: Node, searcher: Searcher, job: Job, known: Mapping[str, Recipe]) -> Merged:

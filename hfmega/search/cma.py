@@ -15,11 +15,11 @@ SIGMA: Final = 0.3  # of the first population, in coefficients; affine ones: any
 class CMAES(MeGA):
     """Blends with shares of any sign that sum to one: normal around the average, which moves and stretches."""
 
-    def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int) -> None:
+    def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int, groups: int = 1) -> None:
         count = len(inputs)
         self._optimizer = CMA(np.full(count, 1 / count), SIGMA, seed=seed % 2**32, population_size=settings.population)
         self._points: list[np.ndarray] = []
-        super().__init__(inputs, settings, seed)
+        super().__init__(inputs, settings, seed, groups)
 
     def _first(self) -> tuple[Recipe, ...]:
         self._points = [self._optimizer.ask() for _ in range(self.settings.population)]

@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import Final, Literal, TypeVar
 
+import numpy as np
+
 from hfmega import HfmegaError
-from hfmega.recipe import Noise, Recipe, blend, centroid, crossover, mutate
-from hfmega.rng import Draws
+from hfmega.layout import Genome
+from hfmega.recipe import Noise, Recipe, blend, blend_groups, centroid, crossover, mutate
+from hfmega.rng import Draws, normal_table, philox, raw_words
 from hfmega.search import Generation, Scored
 
 T = TypeVar("T")
+STEP: Final = 0.1  # of a mutated group, in coefficients: standard deviation
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class GASettings:
     mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
     redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
     break_ties: equal accuracies are ordered by mean loss.
+    genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
+    and a mutation is a step of the coefficients of some groups instead of noise on weights.
     Raises HfmegaError for constants that make no search.
     """
 
@@ -35,6 +41,7 @@ class GASettings:
     redraw_parents: bool = False
     break_ties: bool = False
     fitness: Literal["accuracy", "loss"] = "accuracy"
+    genome: Genome = "model"
 
     def __post_init__(self) -> None:
         if self.population < 2:
@@ -64,15 +71,20 @@ class MeGA:
     Every draw is keyed by (seed, generation), so the state is only the population and how far the search has come.
     """
 
-    def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int) -> None:
-        self.inputs, self.settings, self.seed = list(inputs), settings, seed
+    def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int, groups: int = 1) -> None:
+        self.inputs, self.settings, self.seed, self.groups = list(inputs), settings, seed, groups
         self.history: list[Generation] = []
         self.population = self._first()
         self._best: tuple[tuple[float, ...], Recipe] | None = None
 
     @property
+    def generations(self) -> int:
+        """How many populations will be scored."""
+        return self.settings.generations
+
+    @property
     def done(self) -> bool:
-        return len(self.history) == self.settings.generations
+        return len(self.history) == self.generations
 
     @property
     def best(self) -> Recipe:
@@ -116,13 +128,30 @@ class MeGA:
                 first, second = self._select(ranks, draws)[:2]
             else:
                 first, second = _distinct(parents, 2, draws)
-            child = crossover(first, second, draws.uniform())
+            share = draws.uniform()
             seed = draws.integer() >> 16  # 48 bits: exact in every JSON reader
+            if settings.genome != "model":
+                children.append(self._cross_groups(first, second, seed))
+                continue
+            child = crossover(first, second, share)
             if settings.mutation_rate and settings.mutation_sigma:
                 noise = Noise(seed, settings.mutation_rate, settings.mutation_sigma, settings.mutation_unit)
                 child = mutate(child, noise)
             children.append(child)
         return (self.best, *children)
+
+    def _cross_groups(self, first: Recipe, second: Recipe, seed: int) -> Recipe:
+        """A share for each group, and a step of the coefficients of some groups, whose sum stays what it was."""
+        sources = len(first.coefficients)
+        bits = philox("groups", seed)
+        shares = raw_words(bits, self.groups, "<u4") / 2**32
+        hit = raw_words(bits, self.groups, "<u4") < round(self.settings.mutation_rate * 2**32)
+        steps = normal_table()[raw_words(bits, self.groups * sources, "<u2")].reshape(self.groups, sources) * STEP
+        used = np.array([first.coefficients, second.coefficients]).any(axis=0)  # a base, say, is left alone
+        steps = (steps - steps[:, used].mean(axis=1, keepdims=True)) * used * hit[:, None]
+        child = blend_groups([first, second], np.stack([shares, 1 - shares], axis=1), self.settings.genome)
+        offsets = np.array(child.offsets) + steps.astype(np.float64).ravel()
+        return replace(child, offsets=tuple(offsets.tolist()))
 
     def _select(self, ranks: Sequence[tuple[float, ...]], draws: Draws) -> list[Recipe]:
         """K winners of tournaments among t individuals drawn without repetition (lines 13 to 20)."""

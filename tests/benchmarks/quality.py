@@ -26,6 +26,9 @@ from hfmega.splits import SplitRequest
 from hfmega.train import TrainSettings, train
 
 SEEDS: Final = 3
+ALIGNED: Final = "mega, aligned"
+CHANNELS: Final = "learned, by channel"
+SEARCHED: Final = {**{name: name for name in SEARCHES}, ALIGNED: "mega", CHANNELS: "learned"}
 SEARCH: Final = replace(DEFAULT, population=8, generations=5)
 IMAGES: Final = 3000
 CALIBRATION: Final = "train[5000:5500]"
@@ -109,30 +112,32 @@ class Row:
 
 
 def methods_of(family: Family) -> list[str]:
-    """The default first; `aligned` is the default with `--align activations`."""
+    """The default first; independent sources also aligned, by activations."""
     pair = ["slerp"] if len(family.sources) == 2 else []
-    aligned = ["aligned"] if family.kind == "independent" else []
-    return ["mega", *aligned, *SEARCHES[1:], "greedy-soup", "average", *pair, *(WITH_BASE if family.base else ())]
+    aligned = [ALIGNED] if family.kind == "independent" else []
+    based = WITH_BASE if family.base else ()
+    return ["mega", *aligned, *SEARCHES[1:], CHANNELS, "greedy-soup", "average", *pair, *based]
 
 
 def asked(family: Family, method: str, places: dict[str, str], arguments: argparse.Namespace) -> list[MergeSettings]:
     """The merges of one row."""
-    count, searching = len(family.sources), method in (*SEARCHES, "aligned")
+    count, searching = len(family.sources), method in SEARCHED
+    aligned = method == ALIGNED or (method == CHANNELS and family.kind == "independent")
     based = family.base if method in WITH_BASE else None
     # The sum of task vectors is scaled to a step of 1.3 beyond their mean (task arithmetic) or to their mean (DARE).
     scale = {"task-arithmetic": 1.3 / count, "dare-linear": 1 / count}.get(method, 1.0)
     return [
         MergeSettings(
             sources=tuple(places[name] for name in family.sources),
-            output=arguments.output / "merges" / family.name / f"{method}-{seed}",
+            output=arguments.output / "merges" / family.name / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}",
             dataset=arguments.dataset,
             splits=SplitRequest(fitness_images=IMAGES, calibration=CALIBRATION),
-            method="mega" if method == "aligned" else method,  # type: ignore[arg-type]
+            method=SEARCHED.get(method, method),  # type: ignore[arg-type]
             base=based and places[based],
             scale=scale,
-            align="activations" if method == "aligned" else "none",
-            search=SEARCH,
-            control=method in ("mega", "aligned"),
+            align="activations" if aligned else "none",
+            search=replace(SEARCH, genome="channel" if method == CHANNELS else "model"),
+            control=method in ("mega", ALIGNED, CHANNELS),
             seed=seed,
         )
         for seed in range(SEEDS if searching or "dare" in method else 1)
@@ -236,7 +241,7 @@ def cells(r: Row) -> list[str]:
     spread = f" ± {r.deviation:.4f}" if r.deviation is not None else ""
     ahead = "" if r.method == "mega" else f"{points(r.ahead)} ({points(r.ahead_low)} to {points(r.ahead_high)})"
     return [
-        "**mega (default)**" if r.method == "mega" else "mega, aligned" if r.method == "aligned" else r.method,
+        "**mega (default)**" if r.method == "mega" else r.method,
         number(r.fitness),
         f"{number(r.test)}{spread}",
         points(r.over_source),
@@ -265,7 +270,7 @@ def holds(r: Row) -> bool:
 def write(families: dict[str, dict[str, Any]], folder: Path) -> Path:
     """The page and the numbers behind it. families: name to its rows, references and an example of its lineage."""
     folder.mkdir(parents=True, exist_ok=True)
-    static = [r for f in families.values() for r in f["rows"] if r.method not in (*SEARCHES, "aligned")]
+    static = [r for f in families.values() for r in f["rows"] if r.method not in SEARCHED]
     text = card.render(
         "quality.md.jinja",
         families=families,
