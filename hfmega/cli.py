@@ -15,6 +15,7 @@ from hfmega import HfmegaError, __version__
 F = TypeVar("F", bound=Callable[..., Any])
 SEARCHES = ["mega", "cmaes", "random", "learned"]
 METHODS = [*SEARCHES, "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"]
+METHODS += ["fisher", "regmean"]
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -185,6 +185,11 @@ class Evaluator:
             )
         return self._on_device[split.fingerprint]
 
+    def prepared(self, recipe: Recipe) -> nn.Module:
+        """The network with the weights of a recipe, until the next one."""
+        self._prepare(recipe)
+        return self._model
+
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 images as the network takes them."""
         return self._normalize(images)

@@ -19,10 +19,12 @@ from hfmega.hub import Checkpoint
 from hfmega.recipe import Recipe
 from hfmega.run import WORK
 from hfmega.search import Generation
+from hfmega.settings import WITH_EVIDENCE
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
 FORMAT_VERSION: Final = 1
 OFFSETS: Final = "offsets"
+EVIDENCE: Final = "evidence"
 
 
 NUMBERS: Final = {"ser_json_inf_nan": "strings"}  # a failed candidate's loss is infinite, which JSON has no number for
@@ -246,7 +248,11 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None, t
         permutations = align.read(folder / hub.RECIPE, len(states))
         states = align.apply(checkpoints[0].config, states, permutations)
     statistics = folder / hub.STATISTICS
-    state = rebuild(mix(checkpoints, states), lineage.recipe, load_file(statistics) if statistics.exists() else {})
+    sources = mix(checkpoints, states)
+    if lineage.recipe.static and lineage.recipe.static.method in WITH_EVIDENCE:
+        tensors = align.load(folder / hub.RECIPE)
+        sources.evidence = {k.removeprefix(f"{EVIDENCE}/"): v for k, v in tensors.items() if k.startswith(EVIDENCE)}
+    state = rebuild(sources, lineage.recipe, load_file(statistics) if statistics.exists() else {})
     with TemporaryDirectory() as scratch:
         target = Path(output or scratch)
         target.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,8 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
     statistics = evaluator.statistics(recipe)
     if statistics:
         save_weights(statistics, folder / hub.STATISTICS)
-    beside = {**job.alignment.tensors, **lineage.offset_tensors(recipe, nodes)}
+    evidence = {f"{lineage.EVIDENCE}/{key}": tensor for key, tensor in evaluator.sources.evidence.items()}
+    beside = {**job.alignment.tensors, **(evidence if recipe.static else {}), **lineage.offset_tensors(recipe, nodes)}
     if beside:
         save_weights(beside, folder / hub.RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hfmega.rng import philox, raw_words
 
+FLOOR: Final = 1e-10  # of Fisher information: where all are nothing, the plain mean
+RIDGE: Final = 1e-6  # of a Gram matrix, so that inputs that never vary leave it solvable
 PARALLEL: Final = 0.9995  # beyond this cosine two tensors are interpolated on the straight line
 
 
@@ -67,3 +69,35 @@ def dare(
     """base + scale * sum of the dropped task vectors; `elect` sums only those that agree with the elected sign."""
     dropped = torch.stack([drop(delta, density, [*key, model]) for model, delta in enumerate(deltas)])
     return base + scale * (dropped * elected(dropped) if elect else dropped).sum(0)
+
+
+def fisher(models: Sequence[Tensor], information: Sequence[Tensor]) -> Tensor:
+    """The mean weighted by the Fisher information of each weight (Matena and Raffel 2022, arXiv 2111.09832, eq. 4)."""
+    weights = [part + FLOOR for part in information]
+    total = sum((w * model for w, model in zip(weights, models, strict=True)), torch.zeros_like(models[0]))
+    return total / torch.stack(weights).sum(0)
+
+
+def regmean(models: Sequence[Tensor], grams: Sequence[Tensor], shrink: float = 0.9) -> Tensor:
+    """The layer whose outputs are nearest to those of all models (RegMean; Jin et al. 2023, arXiv 2212.09849, eq. 2).
+
+    models: float32 [out, ...]; grams: float32 [in, in] of their inputs, whose off-diagonals are shrunk (section 3.3).
+    Solved without pivots by rank-one steps, whose bits do not depend on a library: the matrix is positive definite.
+    """
+    first = models[0].flatten(1)
+    size = first.shape[1]
+    left, right = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, len(first), dtype=torch.float64)
+    for model, gram in zip(models, grams, strict=True):
+        shrunk = gram.double().cpu() * shrink
+        shrunk.diagonal().add_(gram.double().cpu().diagonal() * (1.0 - shrink) + RIDGE)
+        weights = model.flatten(1).double().cpu()
+        left = left + shrunk
+        for k in range(size):
+            right = right + torch.outer(shrunk[:, k], weights[:, k])
+    for k in range(size):
+        factor = left[:, k] / left[k, k]
+        factor[k] = 0.0
+        right = right - torch.outer(factor, right[k])
+        left = left - torch.outer(factor, left[k])
+    solved: Tensor = (right / left.diagonal()[:, None]).T.float()
+    return solved.reshape(models[0].shape).to(models[0].device)

@@ -39,7 +39,7 @@ class Noise:
     weight: float = 1.0
 
 
-StaticMethod = Literal["slerp", "ties", "dare-linear", "dare-ties"]
+StaticMethod = Literal["slerp", "ties", "dare-linear", "dare-ties", "fisher", "regmean"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Sources:
     """The checkpoints of a merge, flat on a device, ready to be mixed.
 
     states: one state dict per source, with equal names, shapes and dtypes. Integer tensors come from the first.
+    evidence: what images said of the sources (`fisher`, `regmean`): `<source>/<tensor>` to float32.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Sources:
         self.device = torch.device(device)
         self.integers = {name: t for name, t in states[0].items() if not t.is_floating_point()}
         self._flats = [flatten(state, self.layout).to(self.device) for state in states]
+        self.evidence: Mapping[str, Tensor] = {}
         self._groups: dict[Genome, Groups] = {}
         self._product = torch.empty_like(self._flats[0])
         self._noise = NoiseCache(self.layout, max(NOISE_CACHE_BYTES, 8 * self.layout.size), self.device)
@@ -196,14 +198,14 @@ class Sources:
 
     def _merge_static(self, recipe: Recipe, static: Static, out: Tensor) -> None:
         """Write the parameters of a static method into out, tensor by tensor."""
-        merged = [flat for c, flat in zip(recipe.coefficients, self._flats, strict=True) if c != 0.0]
-        base = None if static.base is None else self._flats[static.base]
+        leaves = [k for k, c in enumerate(recipe.coefficients) if c != 0.0]
         for slot in self.layout.slots:
             if slot.parameter:
                 part = slice(slot.start, slot.stop)
-                out[part] = static_tensor(
-                    static, slot.name, [m[part] for m in merged], base if base is None else base[part]
-                )
+                models = [self._flats[k][part].view(slot.shape) for k in leaves]
+                base = None if static.base is None else self._flats[static.base][part].view(slot.shape)
+                known = [self.evidence.get(f"{k}/{slot.name}") for k in leaves]
+                out[part] = static_tensor(static, slot.name, models, base, known).flatten()
 
     def settle(self, out: Tensor) -> None:
         """Make a flat vector what a file can hold: variances not negative, values rounded to their saved dtype."""
@@ -223,8 +225,18 @@ class Sources:
         return {**floats, **self.integers}
 
 
-def static_tensor(static: Static, name: str, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
-    """One tensor by a static method. Raises HfmegaError for a method without what it needs."""
+def static_tensor(
+    static: Static, name: str, models: Sequence[Tensor], base: Tensor | None, evidence: Sequence[Tensor | None]
+) -> Tensor:
+    """One tensor by a static method; evidence: what images said of it in each model, None where they say nothing.
+
+    Raises HfmegaError for a method without what it needs.
+    """
+    if static.method in ("fisher", "regmean"):
+        known = [part.to(models[0].device) for part in evidence if part is not None]
+        if len(known) < len(models):
+            return torch.stack(list(models)).mean(0)
+        return (methods.fisher if static.method == "fisher" else methods.regmean)(models, known)
     if static.method == "slerp":
         if len(models) != 2:
             raise HfmegaError(f"slerp goes between two sources, not {len(models)}.")

@@ -21,9 +21,12 @@ Method = Literal[
     "ties",
     "dare-linear",
     "dare-ties",
+    "fisher",
+    "regmean",
 ]
 SEARCHES: Final = ("mega", "cmaes", "random", "learned")
 GENOMES: Final = ("mega", "learned")
+WITH_EVIDENCE: Final = ("fisher", "regmean")
 WITH_BASE: Final = ("task-arithmetic", "ties", "dare-linear", "dare-ties")
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import cast
 
 from hfmega.choose import Chosen, greedy_soup
+from hfmega.evidence import evidence_of
 from hfmega.job import Job
 from hfmega.output import Output
-from hfmega.recipe import Recipe, Static, StaticMethod, centroid
+from hfmega.recipe import Recipe, Static, StaticMethod, centroid, source_alone
+from hfmega.settings import WITH_EVIDENCE
 from hfmega.tree import Merged, Progress
 
 
@@ -21,6 +23,11 @@ def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
         taken = sum(member.coefficients[k] != 0 and recipe.coefficients[k] != 0 for k, member in enumerate(members))
         output.say(f"greedy soup: {taken} of {len(members)} sources")
     else:
+        if settings.method in WITH_EVIDENCE:
+            leaves = [
+                source_alone(k, len(job.checkpoints), bool(settings.calibrate)) for k in range(len(job.checkpoints))
+            ]
+            evaluator.sources.evidence = evidence_of(settings.method, evaluator, leaves, job.search)
         recipe = recipe_of(job, members)
     (score,) = evaluator.scores([recipe], job.search)
     progress = Progress(forward_passes=evaluator.images_seen - before, seconds=time.monotonic() - started)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run, run_all
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hfmega import methods
+from hfmega.evidence import patches
 from hfmega.recipe import Recipe, Sources, Static
 from hfmega.search.cma import CMAES
 from hfmega.search.ga import GASettings
@@ -49,6 +51,67 @@ def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
     assert close(methods.ties(torch.zeros(4), deltas, 0.5, 0.5), [2.0, -2.0, 0.0, 0.0])
     # Density 1 keeps all: sums 2, -8, 0.4, 1.2; means of those that agree 4, -4, 0.2, 0.6.
     assert close(methods.ties(torch.zeros(4), deltas, 1.0, 1.0), [4.0, -4.0, 0.2, 0.6])
+
+
+def test_fisher_weights_each_element_by_its_information() -> None:
+    models = [torch.tensor([1.0, 2.0, 5.0]), torch.tensor([3.0, 6.0, 7.0])]
+    information = [torch.tensor([1.0, 0.0, 2.0]), torch.tensor([3.0, 0.0, 0.0])]
+    # (1 * 1 + 3 * 3) / 4 = 2.5; no information at all: the mean 4; only the first knows: 5.
+    assert close(methods.fisher(models, information), [2.5, 4.0, 5.0])
+
+
+def test_regmean_of_one_input_weighs_by_its_square() -> None:
+    models = [torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [0.0]])]
+    # (3 * 1 + 1 * 3) / 4 = 1.5 and (3 * 4 + 1 * 0) / 4 = 3
+    assert torch.allclose(methods.regmean(models, [torch.tensor([[3.0]]), torch.tensor([[1.0]])]).flatten(),
+                          torch.tensor([1.5, 3.0]), atol=1e-5)  # fmt: skip
+
+
+def test_regmean_is_nearest_to_the_outputs_of_all_models() -> None:
+    drawn = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(50, 6, generator=drawn) @ torch.randn(6, 6, generator=drawn) for _ in range(2)]
+    models = [torch.randn(4, 6, generator=drawn) for _ in range(2)]
+    merged = methods.regmean(models, [x.T @ x for x in inputs], shrink=1.0)
+
+    def distance(weights: Tensor) -> float:
+        return sum(float((x @ (weights - m).T).square().sum()) for x, m in zip(inputs, models, strict=True))
+
+    exact = torch.linalg.lstsq(
+        torch.cat(inputs).double(), torch.cat([x @ m.T for x, m in zip(inputs, models, strict=True)]).double()
+    ).solution.T
+    assert torch.allclose(merged, exact.float(), atol=1e-3)
+    assert distance(merged) < distance((models[0] + models[1]) / 2)
+    # Convolutions are the same on their patches; equal inputs give the mean.
+    equal = methods.regmean([m.view(4, 2, 3, 1) for m in models], [inputs[0].T @ inputs[0]] * 2)
+    assert torch.allclose(equal, ((models[0] + models[1]) / 2).view(4, 2, 3, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_what_images_say_of_the_sources_is_kept_and_replayed(
+    tiny_sources: tuple[Path, Path], tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / "merged"
+    made = run("merge", *tiny_sources, "--dataset", "digits", "--method", method, "-o", folder, "--json")
+    assert made.code == 0, made.stderr
+    stored = load_file(folder / "recipe.safetensors")
+    assert {key.split("/")[:2][1] for key in stored} == {"0", "1"}
+    assert all(
+        (tensor >= 0).all() if method == "fisher" else (tensor.diagonal() >= 0).all() for tensor in stored.values()
+    )
+    assert run("replay", folder).code == 0
+    average = run("merge", *tiny_sources, "--dataset", "digits", "--method", "average", "-o", tmp_path / "average")
+    assert load_file(folder / "model.safetensors").keys() == load_file(tmp_path / "average/model.safetensors").keys()
+    assert average.code == 0
+    (folder / "recipe.safetensors").unlink()
+    assert run("replay", folder).code != 0
+
+
+def test_grams_and_patches_are_those_of_the_convolution() -> None:
+    layer = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False)
+    images = torch.randn(2, 3, 8, 8)
+    rows = patches(layer, images)
+    outputs = (rows @ layer.weight.flatten(1).T).view(2, 4, 4, 5).permute(0, 3, 1, 2)
+    assert torch.allclose(outputs, layer(images), atol=1e-5)
 
 
 def test_trimming_keeps_the_first_of_equal_magnitudes() -> None:

@@ -21,7 +21,7 @@ from hfmega.lineage import Lineage
 from hfmega.merge import merge_all
 from hfmega.output import Output
 from hfmega.search.ga import DEFAULT
-from hfmega.settings import SEARCHES, WITH_BASE, MergeSettings
+from hfmega.settings import SEARCHES, WITH_BASE, WITH_EVIDENCE, MergeSettings
 from hfmega.splits import SplitRequest
 from hfmega.train import TrainSettings, train
 
@@ -116,7 +116,7 @@ def methods_of(family: Family) -> list[str]:
     pair = ["slerp"] if len(family.sources) == 2 else []
     aligned = [ALIGNED] if family.kind == "independent" else []
     based = WITH_BASE if family.base else ()
-    return ["mega", *aligned, *SEARCHES[1:], CHANNELS, "greedy-soup", "average", *pair, *based]
+    return ["mega", *aligned, *SEARCHES[1:], CHANNELS, "greedy-soup", "average", *pair, *WITH_EVIDENCE, *based]
 
 
 def asked(family: Family, method: str, places: dict[str, str], arguments: argparse.Namespace) -> list[MergeSettings]:
