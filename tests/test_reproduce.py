@@ -184,7 +184,7 @@ def test_the_figure_shows_the_searches_of_table_1_without_searching_again(
         tmp_path, table="table1", seeds=(1, 2), protocols=("paper",), sources=str(study[0].output / "sources")
     )
     reproduce.reproduce(small, QUIET)
-    monkeypatch.setattr(reproduce, "carry_out", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("hfmega.merge.carry_out", lambda *_: pytest.fail("searched again"))
     runs = reproduce.reproduce(replace(small, table="figure2"), QUIET)
     results.write("figure2", runs, tmp_path)
     (line,) = json.loads((tmp_path / "results/figure2.json").read_text())

@@ -414,7 +414,9 @@ def test_a_run_interrupted_in_its_fifth_merge_does_not_search_the_first_four_aga
 ) -> None:
     rest = [("merge-5", 2), ("merge-6", 1), ("merge-6", 2), ("merge-7", 1), ("merge-7", 2)]
     assert list(dict.fromkeys(resumed[0].evaluated)) == rest
-    assert max(resumed[0].evaluated.count(generation) for generation in rest) <= 4
+    counts = [resumed[0].evaluated.count(generation) for generation in rest]
+    assert max(counts[:-1]) <= 4
+    assert counts[-1] <= 4 + 7  # and the averages that the greedy soup of all eight tries
 
 
 @pytest.mark.slow
