@@ -138,8 +138,8 @@ def test_a_second_call_does_nothing_again_and_writes_the_same_bytes(
     def never(*_: object) -> None:
         raise AssertionError("this was done before")
 
-    for name in ("train", "prepare", "carry_out"):
-        monkeypatch.setattr(reproduce, name, never)
+    for place in ("reproduce.train", "merge.prepare", "merge.carry_out"):
+        monkeypatch.setattr(f"hfmega.{place}", never)
     page = study[0].output / "results" / "table2.md"
     before = page.read_bytes()
     assert results.write("table2", reproduce.reproduce(study[0], QUIET), study[0].output) == page
