@@ -13,9 +13,21 @@ import click
 from hfmega import HfmegaError, __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
-SEARCHES = ["mega", "cmaes", "random", "learned"]
-METHODS = [*SEARCHES, "greedy-soup", "average", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties"]
+METHODS = [
+    "mega",
+    "cmaes",
+    "random",
+    "learned",
+    "greedy-soup",
+    "average",
+    "slerp",
+    "task-arithmetic",
+    "ties",
+    "dare-linear",
+    "dare-ties",
+]
 METHODS += ["fisher", "regmean"]
+DATA = ("dataset", "image_column", "label_column", "token")
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -174,9 +186,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
     return MergeSettings(
         sources=sources,
         output=flags["output"] or default_folder(sources),
-        dataset=flags["dataset"],
-        image_column=flags["image_column"],
-        label_column=flags["label_column"],
+        **{name: flags[name] for name in DATA},
         splits=SplitRequest(
             fitness=flags["fitness_split"],
             fitness_images=flags["fitness_images"],
@@ -198,7 +208,6 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         control=flags["control"],
         seed=flags["seed"],
         overwrite=flags["overwrite"],
-        token=flags["token"],
     )
 
 
@@ -299,16 +308,13 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     settings = MergeSettings(
         sources=sources,
         output=flags["output"] or default_folder(sources, "inspections"),
-        dataset=flags["dataset"],
-        image_column=flags["image_column"],
-        label_column=flags["label_column"],
+        **{name: flags[name] for name in DATA},
         splits=SplitRequest(
             fitness=flags["fitness_split"],
             fitness_images=flags["fitness_images"],
             calibration=flags["calibration_split"],
             confirm_share=0.0,
         ),
-        token=flags["token"],
     )
     found = looking.inspect(settings, output)
     path = looking.write(found, settings.output)

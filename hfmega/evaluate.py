@@ -105,6 +105,10 @@ class Evaluator:
         """Take a score that an earlier run computed."""
         self._scores[recipe, split.fingerprint] = score
 
+    def forget(self, split: Split) -> None:
+        """Know no score on a split any more."""
+        self._scores = {key: score for key, score in self._scores.items() if key[1] != split.fingerprint}
+
     def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
         """What each recipe says of each image; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]

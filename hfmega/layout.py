@@ -72,7 +72,7 @@ def flatten(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Segments:
     """Which parts of the flat vector share coefficients. owners: int64 [segments], the group of each of the
     consecutive segments; sizes: int64 [segments], their lengths; count: the number of groups.
     """
@@ -82,7 +82,7 @@ class Groups:
     count: int
 
 
-def groups_of(layout: Layout, genome: Genome) -> Groups:
+def groups_of(layout: Layout, genome: Genome) -> Segments:
     """The groups of a genome, in the order of the flat vector. A channel is one output channel of one tensor.
 
     The statistics of a BatchNorm go with its weight.
@@ -97,7 +97,7 @@ def groups_of(layout: Layout, genome: Genome) -> Groups:
         for part in range(parts):
             owners.append(numbers.setdefault((group_name(owner, genome), part), len(numbers)))
             sizes.append((slot.stop - slot.start) // parts)
-    return Groups(np.array(owners, np.int64), np.array(sizes, np.int64), len(numbers))
+    return Segments(np.array(owners, np.int64), np.array(sizes, np.int64), len(numbers))
 
 
 def group_name(tensor: str, genome: Genome) -> str:

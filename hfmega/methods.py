@@ -27,11 +27,6 @@ def slerp(first: Tensor, second: Tensor, share: float = 0.5) -> Tensor:
     return first * float(weights[0]) + second * float(weights[1])
 
 
-def task_arithmetic(base: Tensor, deltas: Sequence[Tensor], scale: float) -> Tensor:
-    """base + scale * sum of the task vectors (Ilharco et al. 2023, section 2)."""
-    return base + scale * torch.stack(list(deltas)).sum(0)
-
-
 def trim(delta: Tensor, density: float) -> Tensor:
     """The int(density * n) entries of largest magnitude, the rest zero; of equal ones the first (TIES, section 4.2)."""
     kept = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfmega import HfmegaError, methods
-from hfmega.layout import Genome, Groups, Layout, flatten, groups_of, layout_of
+from hfmega.layout import Genome, Layout, Segments, flatten, groups_of, layout_of
 from hfmega.rng import normal_table, philox, raw_words
 
 NOISE_CACHE_BYTES: Final = 32 << 20
@@ -149,7 +149,7 @@ class Sources:
         self.integers = {name: t for name, t in states[0].items() if not t.is_floating_point()}
         self._flats = [flatten(state, self.layout).to(self.device) for state in states]
         self.evidence: Mapping[str, Tensor] = {}
-        self._groups: dict[Genome, Groups] = {}
+        self._groups: dict[Genome, Segments] = {}
         self._product = torch.empty_like(self._flats[0])
         self._noise = NoiseCache(self.layout, max(NOISE_CACHE_BYTES, 8 * self.layout.size), self.device)
 
@@ -190,7 +190,7 @@ class Sources:
             for column in table.T
         ]
 
-    def groups(self, genome: Genome) -> Groups:
+    def groups(self, genome: Genome) -> Segments:
         """The groups of a genome in this layout."""
         if genome not in self._groups:
             self._groups[genome] = groups_of(self.layout, genome)

@@ -42,9 +42,13 @@ def recipe_of(job: Job, members: list[Recipe]) -> Recipe:
         return average
     base = len(average.coefficients) - 1 if settings.base else None
     if settings.method == "task-arithmetic":
-        shares = [settings.scale] * len(members) + [1.0 - settings.scale * len(members)]
-        return replace(average, coefficients=tuple(shares))
+        return replace(average, coefficients=task_arithmetic(len(members), settings.scale))
     return replace(
         average,
         static=Static(cast(StaticMethod, settings.method), base, settings.scale, settings.density, settings.seed),
     )
+
+
+def task_arithmetic(members: int, scale: float) -> tuple[float, ...]:
+    """Coefficients of base + scale * sum of the task vectors, the base last (Ilharco et al. 2023, section 2)."""
+    return (*[scale] * members, 1.0 - scale * members)

@@ -232,3 +232,16 @@ def test_evaluate_prints_the_contract(tiny_sources: tuple[Path, Path], capsys: p
     assert found["accuracy"] == found["correct"] / 100
     assert set(found["per_class"]) == set("0123456789")
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+
+
+def test_the_command_line_offers_what_the_settings_know() -> None:
+    """Its choices are written out, since importing the settings imports torch."""
+    from typing import get_args
+
+    from hfmega.cli import METHODS, merge
+    from hfmega.layout import Genome
+    from hfmega.settings import Method
+
+    (genome,) = (option for option in merge.params if option.name == "genome")
+    assert tuple(METHODS) == get_args(Method)
+    assert tuple(genome.type.choices) == get_args(Genome)  # type: ignore[attr-defined]

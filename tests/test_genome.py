@@ -105,25 +105,22 @@ def test_a_merge_by_channel_is_replayed_from_its_file(
     tiny_sources: tuple[Path, Path], tmp_path: Path, method: str
 ) -> None:
     folder = tmp_path / "merged"
-    flags = ["--dataset", "digits", "--population", 6, "--generations", 3, "--genome", "channel", "--method", method,
-             "--confirm-share", 0, "--control"]  # fmt: skip
+    flags = ["--dataset", "digits", "--population", 6, "--generations", 6, "--genome", "channel", "--method", method,
+             "--preset", "paper", "--fitness", "loss", "--calibrate", "--control"]  # fmt: skip
     made = run("merge", *tiny_sources, *flags, "-o", folder, "--json")
     assert made.code == 0, made.stderr
     read = lineage.read(folder / "lineage.json")
-    if method == "learned":
-        assert read.recipe.genome == "channel"
-        assert len(read.nodes[-1].history) == 2
-    if read.recipe.genome == "channel":
-        assert read.recipe.offsets
-        assert read.nodes[-1].recipe == read.recipe
-        stored = json.loads((folder / "lineage.json").read_text())
-        assert stored["recipe"]["offsets"] == []
-        assert "each channel has its own" in (folder / "README.md").read_text()
+    assert len(read.nodes[-1].history) == (2 if method == "learned" else 6)
+    assert read.recipe.genome == "channel"
+    assert read.recipe.offsets
+    assert read.nodes[-1].recipe == read.recipe
+    stored = json.loads((folder / "lineage.json").read_text())
+    assert stored["recipe"]["offsets"] == []
+    assert "each channel has its own" in (folder / "README.md").read_text()
     assert "--genome channel" in (folder / "README.md").read_text()
     assert run("replay", folder).code == 0
-    if read.recipe.genome == "channel":
-        (folder / "recipe.safetensors").unlink()
-        assert "recipe.safetensors" in run("replay", folder).complaint
+    (folder / "recipe.safetensors").unlink()
+    assert "recipe.safetensors" in run("replay", folder).complaint
 
 
 def test_learned_coefficients_lower_the_loss_that_they_learn_from(tiny_sources: tuple[Path, Path]) -> None:

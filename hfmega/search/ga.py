@@ -128,19 +128,19 @@ class MeGA:
                 first, second = self._select(ranks, draws)[:2]
             else:
                 first, second = _distinct(parents, 2, draws)
-            share = draws.uniform()
-            seed = draws.integer() >> 16  # 48 bits: exact in every JSON reader
-            if settings.genome != "model":
-                children.append(self._cross_groups(first, second, seed))
-                continue
-            child = crossover(first, second, share)
-            if settings.mutation_rate and settings.mutation_sigma:
-                noise = Noise(seed, settings.mutation_rate, settings.mutation_sigma, settings.mutation_unit)
-                child = mutate(child, noise)
-            children.append(child)
+            share, seed = draws.uniform(), draws.integer() >> 16  # 48 bits: exact in every JSON reader
+            bred = self._cross if settings.genome == "model" else self._cross_groups
+            children.append(bred(first, second, share, seed))
         return (self.best, *children)
 
-    def _cross_groups(self, first: Recipe, second: Recipe, seed: int) -> Recipe:
+    def _cross(self, first: Recipe, second: Recipe, share: float, seed: int) -> Recipe:
+        """One share, and a mutation of the weights (lines 24 and 29 to 33)."""
+        settings, child = self.settings, crossover(first, second, share)
+        if not (settings.mutation_rate and settings.mutation_sigma):
+            return child
+        return mutate(child, Noise(seed, settings.mutation_rate, settings.mutation_sigma, settings.mutation_unit))
+
+    def _cross_groups(self, first: Recipe, second: Recipe, _: float, seed: int) -> Recipe:
         """A share for each group, and a step of the coefficients of some groups, whose sum stays what it was."""
         sources = len(first.coefficients)
         bits = philox("groups", seed)

@@ -20,6 +20,7 @@ from hfmega.evaluate import predict_checkpoint, processes
 from hfmega.lineage import Lineage
 from hfmega.merge import merge_all
 from hfmega.output import Output
+from hfmega.results import best_of
 from hfmega.search.ga import DEFAULT
 from hfmega.settings import SEARCHES, WITH_BASE, WITH_EVIDENCE, MergeSettings
 from hfmega.splits import SplitRequest
@@ -201,7 +202,7 @@ def test_answers(folder: Path, dataset: str) -> Answers:
 
 def row(family: Family, method: str, merges: Sequence[Lineage], middle: int, ahead: Any) -> Row:
     accuracies, result = [made.result.accuracy for made in merges], merges[middle].result
-    best = references(merges[0])
+    best = best_of(merges[0])
     alone = {
         name: [c.accuracy for made in merges for c in made.controls if c.name.startswith(name)]
         for name in ("search", "fine-tuning")
@@ -228,11 +229,6 @@ def row(family: Family, method: str, merges: Sequence[Lineage], middle: int, ahe
         search_alone=fmean(alone["search"]) if alone["search"] else None,
         fine_tuning=fmean(alone["fine-tuning"]) if alone["fine-tuning"] else None,
     )
-
-
-def references(made: Lineage) -> dict[str, float]:
-    """The highest test accuracy of each kind of reference."""
-    return {r.kind: r.accuracy for r in sorted(made.references, key=lambda r: r.accuracy)}
 
 
 def cells(r: Row) -> list[str]:
@@ -307,7 +303,7 @@ def main() -> None:
         example = arguments.output / "merges" / family.name / "mega-0"
         shutil.copyfile(example / hub.LINEAGE, (arguments.output / f"{family.name}.lineage.json"))
         made = merge_all(asked(family, "mega", {n: n for n in family.sources}, arguments)[:1], output)[0]
-        found[family.name] = {"family": family, "rows": rows, "references": references(made), "made": made}
+        found[family.name] = {"family": family, "rows": rows, "references": best_of(made), "made": made}
         page = write(found, arguments.output / "results")
         output.say(f"{page}: {len(found)} families")
 
