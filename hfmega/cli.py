@@ -125,7 +125,9 @@ def cli() -> None:
     show_default=True,
     help="A search (the first four), or a static method.",
 )
-@click.option("--base", metavar="SOURCE", help="What the sources started from: task-arithmetic, ties, dare.")
+@click.option(
+    "--base", metavar="SOURCE", help="What the sources started from: task vectors; for cmaes, learned one more source."
+)
 @click.option("--scale", type=float, default=1.0, show_default=True, metavar="X", help="Lambda of task vectors.")
 @click.option("--density", type=float, default=0.5, show_default=True, metavar="P", help="Share that ties, dare keep.")
 @click.option(

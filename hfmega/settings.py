@@ -28,6 +28,7 @@ SEARCHES: Final = ("mega", "cmaes", "random", "learned")
 GENOMES: Final = ("mega", "learned")
 WITH_EVIDENCE: Final = ("fisher", "regmean")
 WITH_BASE: Final = ("task-arithmetic", "ties", "dare-linear", "dare-ties")
+AFFINE: Final = ("cmaes", "learned")  # coefficients of any sign, so that a base is one more source
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class MergeSettings:
             raise HfmegaError(
                 f"{self.method} merges what the sources learned after a common start: name it with --base."
             )
-        if self.method not in WITH_BASE and self.base is not None:
+        if self.method not in (*WITH_BASE, *AFFINE) and self.base is not None:
             raise HfmegaError(f"--method {self.method} has no use for a base: leave --base away.")
         if self.method == "slerp" and len(self.sources) != 2:
             raise HfmegaError(f"slerp goes between two sources, not {len(self.sources)}.")
@@ -105,7 +106,8 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
     return {
         "preset": settings.preset,
         "method": settings.method,
-        **({"base": settings.base.rstrip("/").rsplit("/", 1)[-1], "scale": settings.scale} if settings.base else {}),
+        **({"base": settings.base.rstrip("/").rsplit("/", 1)[-1]} if settings.base else {}),
+        **({"scale": settings.scale} if settings.method in WITH_BASE else {}),
         **({"density": settings.density} if settings.method in WITH_BASE[1:] else {}),
         "seed": settings.seed,
         "tree": settings.tree,

@@ -124,11 +124,15 @@ def closest_pairs(names: Sequence[str], distance: Mapping[tuple[int, int], float
 
 
 def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
-    """Do every merge of the tree that is not on disk yet; the last one is the result. job: with calibration decided."""
+    """Do every merge of the tree that is not on disk yet; the last one is the result. job: with calibration decided.
+
+    A base is one more input of every search, and nothing else: coefficients of any sign lead away from it.
+    """
     record = job.settings.output / run.WORK / "progress.json"
     progress = saved_progress(record, job.evaluator)
     calibrate = bool(job.settings.calibrate)
-    members = {member.name: replace(member.recipe, calibrate=calibrate) for member in job.members}
+    members = {member.name: replace(member.recipe, calibrate=calibrate) for member in job.merged}
+    base = [replace(member.recipe, calibrate=calibrate) for member in job.members[len(members) :]]
     levels = plan(ordered(members, job.settings.order, job), job.settings.tree)
     numbers = {node.name: number for number, node in enumerate(node for level in levels for node in level)}
     for level in levels:
@@ -137,7 +141,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
             todo = {
                 node: searcher_of(
                     job,
-                    [replace(known[name], calibrate=calibrate) for name in node.inputs],
+                    [*(replace(known[name], calibrate=calibrate) for name in node.inputs), *base],
                     job.settings.seed + numbers[node.name] * NODE_SEEDS,
                 )
                 for node in batch

@@ -181,9 +181,9 @@ def merges(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     commands = [[*train, "--epochs", 1, "--batch-size", 64, "--lr", 0.003, "--seed", 5, "-o", branch]]
     few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--test-split", "test[:200]", "--json"]
     few += ["--population", 4, "--generations", 2]
-    names = ["cmaes", "random", "greedy-soup", "average", "slerp"]
+    names = ["random", "greedy-soup", "average", "slerp"]
     commands += [["merge", tiny_sources[0], branch, *few, "--method", m, "-o", folder / m] for m in names]
-    based = ["task-arithmetic", "ties", "dare-linear", "dare-ties"]
+    based = ["task-arithmetic", "ties", "dare-linear", "dare-ties", "cmaes"]
     commands += [
         [
             "merge",
@@ -225,6 +225,16 @@ def test_coefficients_of_the_static_methods(merges: dict[str, Path]) -> None:
     assert recipes["ties"]["coefficients"] == [0.5, 0.5, 0.0]
     assert recipes["ties"]["static"] == {"method": "ties", "base": 2, "scale": 0.5, "density": 0.5, "seed": 0}
     assert sorted(recipes["greedy-soup"]["coefficients"]) in ([0.0, 1.0], [0.5, 0.5])
+
+
+def test_a_base_is_one_more_input_of_an_affine_search(merges: dict[str, Path]) -> None:
+    """Only the two sources are merged, and averaged as a reference; the search blends all three."""
+    made = json.loads((merges["cmaes"] / "lineage.json").read_text())
+    assert [len(made["nodes"][0]["inputs"]), len(made["recipe"]["coefficients"])] == [2, 3]
+    assert made["settings"]["base"] == "s2"
+    assert "scale" not in made["settings"]
+    assert [c["name"] for c in made["candidates"][:3]] == ["average", "s1", "branch"]
+    assert "hfmega merge s1 branch --base s2" in (merges["cmaes"] / "README.md").read_text()
 
 
 def test_the_command_of_a_card_names_the_base(merges: dict[str, Path]) -> None:

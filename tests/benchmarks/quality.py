@@ -6,6 +6,7 @@ The sources that are not given with --sources are trained. What is on disk is ke
 import argparse
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -22,17 +23,52 @@ from hfmega.merge import merge_all
 from hfmega.output import Output
 from hfmega.results import best_of
 from hfmega.search.ga import DEFAULT
-from hfmega.settings import SEARCHES, WITH_BASE, WITH_EVIDENCE, MergeSettings
+from hfmega.settings import AFFINE, SEARCHES, WITH_BASE, WITH_EVIDENCE, MergeSettings
 from hfmega.splits import SplitRequest
 from hfmega.train import TrainSettings, train
 
 SEEDS: Final = 3
-ALIGNED: Final = "mega, aligned"
-CHANNELS: Final = "learned, by channel"
-SEARCHED: Final = {**{name: name for name in SEARCHES}, ALIGNED: "mega", CHANNELS: "learned"}
+DEFAULT_ROW: Final = "mega"
 SEARCH: Final = replace(DEFAULT, population=8, generations=5)
 IMAGES: Final = 3000
-CALIBRATION: Final = "train[5000:5500]"
+CALIBRATION_START: Final = 5000  # row of train: what lies before is held out
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A row that needs a search, and in what it differs from `hfmega merge --method METHOD`.
+
+    aligned: independent sources are aligned by activations. calibration: so many images.
+    """
+
+    method: str
+    genome: str = "model"
+    fitness: str = "accuracy"
+    aligned: bool = False
+    based: bool = False
+    control: bool = False
+    confirm_share: float = 0.4
+    calibration: int = 500
+
+
+SEARCHED: Final = {
+    DEFAULT_ROW: Ask("mega", control=True),
+    "mega, aligned": Ask("mega", aligned=True, control=True),
+    **{name: Ask(name) for name in SEARCHES if name != "mega"},
+    "learned, by channel": Ask("learned", genome="channel", aligned=True, control=True),
+}
+OUTSIDE: Final = {f"{method}, with base": Ask(method, based=True) for method in AFFINE}
+# What keeps a search from fooling itself, one change at a time; not on every family.
+VARIED: Final = {
+    "mega, no run-off": Ask("mega", confirm_share=0.0),
+    "mega, confirm 20 %": Ask("mega", confirm_share=0.2),
+    "mega, confirm 60 %": Ask("mega", confirm_share=0.6),
+    "mega, by loss": Ask("mega", fitness="loss"),
+    "mega, by channel": Ask("mega", genome="channel"),
+    "mega, 100 calibration images": Ask("mega", calibration=100),
+    "mega, 2000 calibration images": Ask("mega", calibration=2000),
+}
+EVERY: Final = SEARCHED | OUTSIDE | VARIED
 
 
 @dataclass(frozen=True)
@@ -47,12 +83,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class Family:
-    """Sources that are merged together. base: what they started from."""
+    """Sources that are merged together. base: what they started from; tree: as for `hfmega merge`.
+
+    varied: whether the default is also tried with other settings.
+    """
 
     name: str
     kind: str
     sources: tuple[str, ...]
     base: str | None = None
+    tree: str = "pairs"
+    varied: bool = False
 
 
 EIGHT: Final = tuple(f"resnet8-s{seed}" for seed in range(44, 52))
@@ -67,18 +108,24 @@ BRANCHES: Final = {
     **{f"resnet20-s44-b{seed}": Branch(2, seed, init="resnet20-s44") for seed in (61, 62)},
 }
 FAMILIES: Final = (
-    Family("trunk-pair", "one trunk", ("resnet8-s44-b61", "resnet8-s44-b62"), TRUNK),
+    Family("trunk-pair", "one trunk", ("resnet8-s44-b61", "resnet8-s44-b62"), TRUNK, varied=True),
     Family("trunk-four", "one trunk", tuple(f"resnet8-s44-b{k}" for k in (61, 62, 63, 64)), TRUNK),
     Family("unequal-pair", "unequal merit", ("resnet8-s44-b61", "resnet8-s44-b71"), TRUNK),
-    Family("unequal-four", "unequal merit", tuple(f"resnet8-s44-b{k}" for k in (61, 71, 72, 73)), TRUNK),
-    Family("independent-44-45", "independent", EIGHT[:2]),
+    Family("unequal-four", "unequal merit", tuple(f"resnet8-s44-b{k}" for k in (61, 71, 72, 73)), TRUNK, varied=True),
+    Family("independent-44-45", "independent", EIGHT[:2], varied=True),
     Family("independent-46-47", "independent", EIGHT[2:4]),
     Family("independent-48-49", "independent", EIGHT[4:6]),
     Family("independent-50-51", "independent", EIGHT[6:]),
     Family("resnet20-trunk-pair", "one trunk", ("resnet20-s44-b61", "resnet20-s44-b62"), "resnet20-s44"),
     Family("resnet20-independent", "independent", ("resnet20-s44", "resnet20-s45")),
     Family("tree-of-8", "independent", EIGHT),
-    Family("effnet-fine-tunes", "one pretrained start", ("effnet-ft1", "effnet-ft2", "effnet-ft4"), "effnet-trunk"),
+    Family(
+        "effnet-fine-tunes",
+        "one pretrained start",
+        ("effnet-ft1", "effnet-ft2", "effnet-ft4"),
+        "effnet-trunk",
+        tree="flat",
+    ),
 )
 
 
@@ -113,35 +160,42 @@ class Row:
 
 
 def methods_of(family: Family) -> list[str]:
-    """The default first; independent sources also aligned, by activations."""
+    """The default first; independent sources also aligned, and several ways outside the hull where there is a base."""
+    searched = [row for row in SEARCHED if family.kind == "independent" or row != "mega, aligned"]
     pair = ["slerp"] if len(family.sources) == 2 else []
-    aligned = [ALIGNED] if family.kind == "independent" else []
+    outside = list(OUTSIDE) if family.base else []
     based = WITH_BASE if family.base else ()
-    return ["mega", *aligned, *SEARCHES[1:], CHANNELS, "greedy-soup", "average", *pair, *WITH_EVIDENCE, *based]
+    varied = list(VARIED) if family.varied else []
+    return [*searched, *outside, "greedy-soup", "average", *pair, *WITH_EVIDENCE, *based, *varied]
 
 
 def asked(family: Family, method: str, places: dict[str, str], arguments: argparse.Namespace) -> list[MergeSettings]:
     """The merges of one row."""
-    count, searching = len(family.sources), method in SEARCHED
-    aligned = method == ALIGNED or (method == CHANNELS and family.kind == "independent")
-    based = family.base if method in WITH_BASE else None
+    count, how = len(family.sources), EVERY.get(method, Ask(method))
+    base = family.base if how.based or method in WITH_BASE else None
     # The sum of task vectors is scaled to a step of 1.3 beyond their mean (task arithmetic) or to their mean (DARE).
     scale = {"task-arithmetic": 1.3 / count, "dare-linear": 1 / count}.get(method, 1.0)
+    name = method.replace(", ", "-").replace(" ", "-").replace("%", "percent")
     return [
         MergeSettings(
             sources=tuple(places[name] for name in family.sources),
-            output=arguments.output / "merges" / family.name / f"{method.replace(', ', '-').replace(' ', '-')}-{seed}",
+            output=arguments.output / "merges" / family.name / f"{name}-{seed}",
             dataset=arguments.dataset,
-            splits=SplitRequest(fitness_images=IMAGES, calibration=CALIBRATION),
-            method=SEARCHED.get(method, method),  # type: ignore[arg-type]
-            base=based and places[based],
+            splits=SplitRequest(
+                fitness_images=IMAGES,
+                calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + how.calibration}]",
+                confirm_share=how.confirm_share,
+            ),
+            tree=family.tree,  # type: ignore[arg-type]
+            method=how.method,  # type: ignore[arg-type]
+            base=base and places[base],
             scale=scale,
-            align="activations" if aligned else "none",
-            search=replace(SEARCH, genome="channel" if method == CHANNELS else "model"),
-            control=method in ("mega", ALIGNED, CHANNELS),
+            align="activations" if how.aligned and family.kind == "independent" else "none",
+            search=replace(SEARCH, genome=how.genome, fitness=how.fitness),  # type: ignore[arg-type]
+            control=how.control,
             seed=seed,
         )
-        for seed in range(SEEDS if searching or "dare" in method else 1)
+        for seed in range(SEEDS if method in EVERY or "dare" in method else 1)
     ]
 
 
@@ -173,14 +227,17 @@ def family_rows(family: Family, arguments: argparse.Namespace, output: Output) -
     """Merge by every method, and compare image by image."""
     names = (*family.sources, *([family.base] if family.base else []))
     places = {name: available(name, arguments, output) for name in names}
-    wanted = {method: asked(family, method, places, arguments) for method in methods_of(family)}
-    kinds = {(one.base, one.align) for several in wanted.values() for one in several}
-    for kind in sorted(kinds, key=str):  # one after the other, since these are read and prepared alike
-        merge_all([one for several in wanted.values() for one in several if (one.base, one.align) == kind], output)
+    methods = [method for method in methods_of(family) if method in (arguments.methods or methods_of(family))]
+    wanted = {method: asked(family, method, places, arguments) for method in dict.fromkeys([DEFAULT_ROW, *methods])}
+    alike = defaultdict[tuple[Any, ...], list[MergeSettings]](list)  # one after the other: these are prepared once
+    for one in (one for several in wanted.values() for one in several):
+        alike[one.base, one.align, one.splits].append(one)
+    for several in alike.values():
+        merge_all(several, output)
     made = {method: merge_all(several, output) for method, several in wanted.items()}
     folders = {method: [one.output for one in several] for method, several in wanted.items()}
     medians = {method: median(merges) for method, merges in made.items()}
-    default = test_answers(folders["mega"][medians["mega"]], arguments.dataset)
+    default = test_answers(folders[DEFAULT_ROW][medians[DEFAULT_ROW]], arguments.dataset)
     for method, merges in made.items():
         other = test_answers(folders[method][medians[method]], arguments.dataset)
         yield row(family, method, merges, medians[method], compare(default, other))
@@ -235,9 +292,9 @@ def cells(r: Row) -> list[str]:
     """A line of the table."""
     points, number = card.points, card.number
     spread = f" ± {r.deviation:.4f}" if r.deviation is not None else ""
-    ahead = "" if r.method == "mega" else f"{points(r.ahead)} ({points(r.ahead_low)} to {points(r.ahead_high)})"
+    ahead = "" if r.method == DEFAULT_ROW else f"{points(r.ahead)} ({points(r.ahead_low)} to {points(r.ahead_high)})"
     return [
-        "**mega (default)**" if r.method == "mega" else r.method,
+        "**mega (default)**" if r.method == DEFAULT_ROW else r.method,
         number(r.fitness),
         f"{number(r.test)}{spread}",
         points(r.over_source),
@@ -266,7 +323,7 @@ def holds(r: Row) -> bool:
 def write(families: dict[str, dict[str, Any]], folder: Path) -> Path:
     """The page and the numbers behind it. families: name to its rows, references and an example of its lineage."""
     folder.mkdir(parents=True, exist_ok=True)
-    static = [r for f in families.values() for r in f["rows"] if r.method not in SEARCHED]
+    static = [r for f in families.values() for r in f["rows"] if r.method not in EVERY]
     text = card.render(
         "quality.md.jinja",
         families=families,
@@ -274,7 +331,7 @@ def write(families: dict[str, dict[str, Any]], folder: Path) -> Path:
         cells=cells,
         settings=SEARCH,
         images=IMAGES,
-        calibration=CALIBRATION,
+        calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + Ask('').calibration}]",
         searches=SEEDS,
         compared=len(static),
         lost=[r for r in static if not holds(r)],
@@ -291,6 +348,7 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, nargs="*", default=[], help="folders with trained sources")
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--families", nargs="*", default=[f.name for f in FAMILIES], help="only some of them")
+    parser.add_argument("--methods", nargs="*", default=[], help="only some of the rows, the default among them")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
     output, found = Output(), dict[str, dict[str, Any]]()
@@ -302,7 +360,7 @@ def main() -> None:
             continue
         example = arguments.output / "merges" / family.name / "mega-0"
         shutil.copyfile(example / hub.LINEAGE, (arguments.output / f"{family.name}.lineage.json"))
-        made = merge_all(asked(family, "mega", {n: n for n in family.sources}, arguments)[:1], output)[0]
+        made = merge_all(asked(family, DEFAULT_ROW, {n: n for n in family.sources}, arguments)[:1], output)[0]
         found[family.name] = {"family": family, "rows": rows, "references": best_of(made), "made": made}
         page = write(found, arguments.output / "results")
         output.say(f"{page}: {len(found)} families")
