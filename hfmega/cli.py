@@ -155,8 +155,9 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
     if processes > 1:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
-    from hfmega import card, estimate, hub, lineage
+    from hfmega import card, estimate, lineage
     from hfmega.merge import merge as run_merge
+    from hfmega.push import check_login
 
     settings, output = merge_settings(sources, flags), open_output(flags)
     if flags["dry_run"]:
@@ -166,7 +167,7 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
         return
     target = push_target(flags["push_to_hub"], flags)
     if target:
-        hub.check_login(target)
+        check_login(target)
     made = run_merge(settings, output)
     if made is None:
         return
@@ -244,13 +245,13 @@ def default_folder(sources: tuple[str, ...], parent: str = "merges") -> Path:
 def train(network: str, **flags: Any) -> None:
     """Train a source by the paper's protocol; its card records the split and the seed."""
     use_cpu(flags["cpu"])
-    from hfmega import hub
+    from hfmega.push import check_login
     from hfmega.train import TrainSettings
     from hfmega.train import train as run_train
 
     output, target = open_output(flags), push_target(flags["push_to_hub"], flags)
     if target:
-        hub.check_login(target)
+        check_login(target)
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
     held_out = run_train(settings, output)
@@ -449,7 +450,7 @@ def open_output(flags: dict[str, Any]) -> Any:
 
 def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
     """Where to publish, if anywhere."""
-    from hfmega.hub import Push
+    from hfmega.push import Push
 
     if repo_id is None:
         return None
@@ -458,17 +459,32 @@ def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
 
 def publish(folder: Path, target: Any, output: Any) -> str:
     """Push a folder if there is a target, and say where it went."""
-    from hfmega import hub
+    from hfmega.push import push as push_folder
 
     if target is None:
         return ""
-    url = hub.push(folder, target)
+    url = push_folder(folder, target)
     output.say(f"published: {url}")
     return url
 
 
+def hide_token() -> None:
+    """Start again with the token of `--token` in the environment: a command line is seen by everyone on a machine."""
+    given = [k for k, word in enumerate(sys.argv) if word == "--token" or word.startswith("--token=")]
+    if not given or sys.argv[1:] != sys.orig_argv[-len(sys.argv[1:]) :] or os.name != "posix":
+        return
+    words = sys.argv[1:]
+    while given:
+        at = next(k for k, word in enumerate(words) if word == "--token" or word.startswith("--token="))
+        _, equals, token = words.pop(at).partition("=")
+        os.environ["HF_TOKEN"] = token if equals else words.pop(at) if at < len(words) else ""
+        given.pop()
+    os.execv(sys.executable, [sys.executable, "-m", "hfmega", *words])
+
+
 def main() -> None:
     """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 interrupted."""
+    hide_token()
     debug = "--debug" in sys.argv
     try:
         sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)

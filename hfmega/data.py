@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from hfmega import HfmegaError, hub
+from hfmega.steady import steady
 
 Rows = NDArray[np.int64]
 DEFAULT_DATASET: Final = "uoft-cs/cifar10"
@@ -103,7 +104,7 @@ def describe(
 def _load(load: Callable[..., Any], name: str, path: str, **options: Any) -> Any:
     """load(path, **options), and what can go wrong with it in one sentence."""
     try:
-        return load(path, **options)
+        return steady(load, path, **options)
     except hub.CLIENT_ERRORS as error:
         raise hub.explained(error, f"dataset {name}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -1,9 +1,11 @@
-"""`user/name@revision` or a folder -> a checkpoint on this disk; a folder -> a repository on the Hub.
+"""`user/name@revision` or a folder -> a checkpoint on this disk.
 
 huggingface_hub is the only client. Everything that leaves this room is a plain value; every failure is one sentence.
+All files of a source come from one commit, and each is compared with the hash that the Hub states for it.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, metadata_load, parse_hf_uri
+from huggingface_hub import DryRunFileInfo, HfApi, ModelInfo, constants, hf_hub_download, metadata_load, parse_hf_uri
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,10 +25,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.sha import sha_fileobj
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from yaml import YAMLError
 
 from hfmega import HfmegaError, __version__
+from hfmega.steady import steady
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -34,7 +37,12 @@ LINEAGE: Final = "lineage.json"
 STATISTICS: Final = "statistics.safetensors"
 RECIPE: Final = "recipe.safetensors"
 CARD: Final = "README.md"
+SHA256: Final = re.compile("[0-9a-f]{64}")
+SHA1: Final = re.compile("[0-9a-f]{40}")
 PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, RECIPE, "figures/*.png")
+
+# File name to what the Hub states of it: the sha256 of a large file, the git blob id (sha1) of a small one.
+Stated = dict[str, str]
 
 CLIENT_ERRORS: Final = (
     HfHubHTTPError,
@@ -114,24 +122,66 @@ def _from_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder.resolve().name, None, None, folder.resolve(), sha256, config, _license(folder / CARD))
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A repository at a commit."""
+
+    repo_id: str
+    commit: str
+    stated: Stated
+    token: str | None = None
+
+    def fetch(self, name: str) -> Path:
+        """One file on this disk. The client does not check what came: a damaged file is fetched again, then refused."""
+        for again in (False,) if constants.HF_HUB_OFFLINE else (False, True):
+            path = Path(
+                steady(
+                    hf_hub_download,
+                    self.repo_id,
+                    name,
+                    revision=self.commit,
+                    token=self.token,
+                    force_download=again,
+                )
+            )
+            if not damaged(path, self.stated.get(name) or path.resolve().name):  # the cache is named by these hashes
+                return path
+        where = "is damaged in the cache" if constants.HF_HUB_OFFLINE else "came damaged twice"
+        raise HfmegaError(f"{name} of {self.repo_id} {where}: its hash is not the one that the Hub states.")
+
+    def fetch_if_there(self, name: str) -> Path | None:
+        with suppress(EntryNotFoundError):
+            return self.fetch(name)
+        return None
+
+
+def damaged(path: Path, stated: str) -> bool:
+    """Whether a file is not what its hash (sha256, or git's sha1) says; anything else than a hash says nothing."""
+    if SHA256.fullmatch(stated):
+        return sha256_of(path) != stated
+    return bool(SHA1.fullmatch(stated)) and git_hash(path.read_bytes()) != stated
+
+
+def stated_of(info: ModelInfo) -> Stated:
+    """What the Hub states of the files of a commit (asked with files_metadata)."""
+    found = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings or []}
+    return {name: hash_ for name, hash_ in found.items() if hash_}
+
+
 def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoint:
-    commit, stated = _pin(repo_id, revision, token)
-    config_path = Path(hf_hub_download(repo_id, CONFIG, revision=commit, token=token))
-    sha256 = _download_weights(repo_id, commit, stated, token)
-    config, stated_license = _read_config(config_path, repo_id), None
-    with suppress(EntryNotFoundError):
-        stated_license = _license(Path(hf_hub_download(repo_id, CARD, revision=commit, token=token)))
-    return Checkpoint(repo_id, repo_id, commit, config_path.parent, sha256, config, stated_license)
-
-
-def _download_weights(repo_id: str, commit: str, stated: str | None, token: str | None) -> str:
-    """Bring the weights, return their sha256. The client does not check what came: a damaged file is fetched again."""
-    for again in (False, True):
-        path = Path(hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, force_download=again))
-        sha256 = sha256_of(path)
-        if stated in (None, sha256):
-            return sha256
-    raise HfmegaError(f"{WEIGHTS} of {repo_id} came damaged twice: its sha256 is not the one that the Hub states.")
+    remote = _pin(repo_id, revision, token)
+    config, weights = remote.fetch(CONFIG), remote.fetch(WEIGHTS)
+    card = remote.fetch_if_there(CARD)
+    stated_license = _license(card) if card else None
+    return Checkpoint(
+        repo_id,
+        repo_id,
+        remote.commit,
+        config.parent,
+        sha256_of(weights),
+        _read_config(config, repo_id),
+        stated_license,
+    )
 
 
 def _license(card: Path) -> str | None:
@@ -153,11 +203,10 @@ def pull_merge(merge: str, token: str | None = None) -> Path:
         return Path(merge)
     repo_id, revision = parse(merge)
     try:
-        commit = api(token).model_info(repo_id, revision=revision).sha
-        found = Path(hf_hub_download(repo_id, LINEAGE, revision=commit, token=token))
-        for beside in (STATISTICS, RECIPE):
-            with suppress(EntryNotFoundError):
-                hf_hub_download(repo_id, beside, revision=commit, token=token)
+        remote = _pin(repo_id, revision, token)
+        found = remote.fetch(LINEAGE)
+        for beside in (STATISTICS, RECIPE, CARD):
+            remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
     return found.parent
@@ -168,18 +217,19 @@ def lineage_folder(checkpoint: Checkpoint, token: str | None = None) -> Path | N
     if checkpoint.repo_id is None:
         return checkpoint.folder if (checkpoint.folder / LINEAGE).is_file() else None
     try:
-        found = hf_hub_download(checkpoint.repo_id, LINEAGE, revision=checkpoint.revision, token=token)
-    except EntryNotFoundError:
-        return None
+        remote = _pin(checkpoint.repo_id, checkpoint.revision, token)
+        found = remote.fetch_if_there(LINEAGE)
+        for beside in (STATISTICS, RECIPE) if found else ():
+            remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
         raise explained(error, checkpoint.repo_id, checkpoint.revision) from error
-    return Path(found).parent
+    return found.parent if found else None
 
 
 def exists(repo_id: str, token: str | None = None) -> bool:
     """Whether there is such a repository that the user may read."""
     try:
-        return bool(api(token).repo_exists(repo_id))
+        return bool(steady(api(token).repo_exists, repo_id))
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id) from error
 
@@ -201,30 +251,28 @@ def preview(source: str, token: str | None = None) -> Preview:
         return Preview(_from_folder(Path(source)), 0)
     repo_id, revision = parse(source)
     try:
-        config = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token))
-        commit = config.parent.name
-        weights = hf_hub_download(repo_id, WEIGHTS, revision=commit, token=token, dry_run=True)
+        remote = _pin(repo_id, revision, token)
+        config, commit = remote.fetch(CONFIG), remote.commit
+        weights = steady(hf_hub_download, repo_id, WEIGHTS, revision=commit, token=token, dry_run=True)
+        assert isinstance(weights, DryRunFileInfo)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
     checkpoint = Checkpoint(repo_id, repo_id, commit, config.parent, "", _read_config(config, repo_id))
     return Preview(checkpoint, (weights.file_size or 0) if weights.will_download else 0)
 
 
-def _pin(repo_id: str, revision: str | None, token: str | None) -> tuple[str, str | None]:
-    """The commit that a revision means now, and the sha256 that the Hub states for its weights (None: not in LFS)."""
+def _pin(repo_id: str, revision: str | None, token: str | None) -> Remote:
+    """The commit that a revision means now, with what the Hub states of its files (offline: with nothing)."""
     if constants.HF_HUB_OFFLINE:
-        weights = Path(hf_hub_download(repo_id, WEIGHTS, revision=revision))
-        blob = weights.resolve().name
-        return weights.parent.name, blob if len(blob) == 64 else None
+        return Remote(repo_id, Path(hf_hub_download(repo_id, CONFIG, revision=revision)).parent.name, {}, token)
     client = api(token)
-    info = client.model_info(repo_id, revision=revision, files_metadata=True)
+    info = steady(client.model_info, repo_id, revision=revision, files_metadata=True)
     _require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
     # Asked for by its name, so that offline the cache knows what the name meant; all else comes from this commit.
-    commit = Path(hf_hub_download(repo_id, CONFIG, revision=revision, token=token)).parent.name
+    commit = Path(steady(hf_hub_download, repo_id, CONFIG, revision=revision, token=token)).parent.name
     if commit != info.sha:
-        info = client.model_info(repo_id, revision=commit, files_metadata=True)
-    (lfs,) = [sibling.lfs for sibling in info.siblings or [] if sibling.rfilename == WEIGHTS]
-    return commit, lfs.sha256 if lfs else None
+        info = steady(client.model_info, repo_id, revision=commit, files_metadata=True)
+    return Remote(repo_id, commit, stated_of(info), token)
 
 
 def _require_safetensors(where: str, files: Iterable[str]) -> None:
@@ -275,59 +323,17 @@ def dataset_revision(dataset: str, token: str | None = None) -> str | None:
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        return api(token).dataset_info(dataset).sha
+        return str(steady(api(token).dataset_info, dataset).sha)
     except CLIENT_ERRORS as error:
         raise explained(error, f"dataset {dataset}") from error
 
 
-@dataclass(frozen=True)
-class Push:
-    """Where a folder goes on the Hub, with the words of the `hf` command line."""
-
-    repo_id: str
-    private: bool = False
-    create_pr: bool = False
-    commit_message: str | None = None
-    token: str | None = None
-
-
-def check_login(target: Push) -> None:
-    """Raises HfmegaError before the long work rather than after it, when nobody is logged in to publish its result."""
-    try:
-        api(target.token).whoami()
-    except CLIENT_ERRORS as error:
-        raise HfmegaError(
-            f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}"
-        ) from error
-
-
-def push(folder: Path, target: Push) -> str:
-    """Publish a finished folder in one commit; returns the URL of the commit, or of the pull request.
-
-    Raises HfmegaError with the way out: the folder stays complete, and pushing it again finishes the job.
-    """
-    if not (folder / WEIGHTS).is_file():
-        raise HfmegaError(f"{folder} has no {WEIGHTS}: only a finished folder can be published.")
-    operations = [
-        CommitOperationAdd(path.relative_to(folder).as_posix(), path)
-        for pattern in PUBLISHED
-        for path in sorted(folder.glob(pattern))
-    ]
-    message = target.commit_message or f"Upload {folder.name} with hfmega"
-    client = api(target.token)
-    try:
-        client.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
-        commit = client.create_commit(target.repo_id, operations, commit_message=message, create_pr=target.create_pr)
-    except (*CLIENT_ERRORS, RuntimeError) as error:  # a refused upload of a large file is a RuntimeError
-        forbidden = isinstance(error, HfHubHTTPError) and error.response.status_code == 403
-        propose = ", and --create-pr proposes it where you may not write" if forbidden else ""
-        again = f"{folder} is complete: `hfmega push {folder} {target.repo_id}` finishes the job{propose}."
-        raise HfmegaError(f"{explained(error, target.repo_id)} {again}") from error
-    return commit.pr_url or commit.commit_url
-
-
 def explained(error: Exception, what: str, revision: str | None = None) -> HfmegaError:
     """The one sentence for a failure of the client."""
+    if isinstance(error, HfHubHTTPError) and "Invalid credentials" in str(error):
+        return HfmegaError(
+            "the Hub does not know this token (any more): log in again with `hf auth login`, or set HF_TOKEN."
+        )
     for kind, sentence in EXPLANATIONS:
         if isinstance(error, kind):
             return HfmegaError(sentence.format(what=what, revision=revision or "main", error=_line(error)))
