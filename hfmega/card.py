@@ -70,8 +70,15 @@ def write(lineage: Lineage, config: dict[str, Any], folder: Path) -> None:
     from hfmega import figures
 
     figures.draw(lineage, folder / FIGURES)
+    (folder / hub.CARD).write_text(text(lineage, config), encoding="utf-8")
+
+
+def text(lineage: Lineage, config: dict[str, Any]) -> str:
+    """The model card of a merge, of nothing but its lineage and timm's config."""
+    from hfmega import figures
+
     metadata = merge_metadata(lineage)
-    text = render(
+    return render(
         "merge.md.jinja",
         metadata=metadata.to_yaml(),
         lineage=lineage,
@@ -83,7 +90,6 @@ def write(lineage: Lineage, config: dict[str, Any], folder: Path) -> None:
         searched=figures.searched(lineage),
         **loading(config),
     )
-    (folder / hub.CARD).write_text(text, encoding="utf-8")
 
 
 def write_source_card(config: dict[str, Any], held_out: Evaluation | None, folder: Path) -> None:

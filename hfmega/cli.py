@@ -348,6 +348,28 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
     sys.exit(0 if found.equal else 1)
 
 
+@cli.command(short_help="Check every claim of a merge: replay, evaluation, card.")
+@click.argument("source", metavar="DIR|ID")
+@click.option("--dataset", metavar="ID|FOLDER|digits", help="Where the images are [as the lineage says].")
+@click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option("--token", metavar="T", help="Hub token.")
+@common_options
+def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any) -> None:
+    """Replay a merge, compare every tensor, evaluate again, hold card against lineage; exit 0 only if all holds."""
+    use_cpu(flags["cpu"])
+    from hfmega import verify as proof
+
+    output, checks = open_output(flags), []
+    for check in proof.verify(source, dataset, sources, flags["token"]):
+        output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
+        checks.append(check)
+    verified = all(check.ok for check in checks)
+    fields_ = {"verified": verified, "checks": [asdict(check) for check in checks]}
+    output.result("verified" if verified else "NOT verified", fields_)
+    sys.exit(0 if verified else 1)
+
+
 @cli.command(short_help="Run the paper's tables and figure.")
 @click.argument("table", type=click.Choice(["table1", "table2", "figure2"]))
 @click.option(

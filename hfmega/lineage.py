@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hfmega import HfmegaError, align, hub
 from hfmega.compare import Verdict
 from hfmega.data import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
 from hfmega.hub import Checkpoint
-from hfmega.recipe import Recipe
+from hfmega.recipe import Recipe, Sources
 from hfmega.run import WORK
 from hfmega.search import Generation
 from hfmega.settings import WITH_EVIDENCE
@@ -241,6 +240,27 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None, t
     """
     folder = hub.pull_merge(merge, token)
     lineage = read(folder / hub.LINEAGE)
+    state = rebuilt(lineage, folder, places, token).state
+    with TemporaryDirectory() as scratch:
+        target = Path(output or scratch)
+        target.mkdir(parents=True, exist_ok=True)
+        return Replay(save_weights(state, target / hub.WEIGHTS), lineage.result.sha256)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a lineage was made of, and the weights that its recipe makes of it. sources: aligned, ready to be mixed."""
+
+    checkpoints: list[Checkpoint]
+    sources: Sources
+    state: dict[str, Tensor]
+
+
+def rebuilt(lineage: Lineage, folder: Path, places: Path | None, token: str | None) -> Rebuilt:
+    """Make the weights of a lineage again. folder: with the tensors beside it.
+
+    Raises HfmegaError when a source cannot be had, or when what lies in the folder does not fit.
+    """
     checkpoints = [find_source(entry, folder, places, token) for entry in lineage.sources]
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
@@ -252,11 +272,8 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None, t
     if lineage.recipe.static and lineage.recipe.static.method in WITH_EVIDENCE:
         tensors = align.load(folder / hub.RECIPE)
         sources.evidence = {k.removeprefix(f"{EVIDENCE}/"): v for k, v in tensors.items() if k.startswith(EVIDENCE)}
-    state = rebuild(sources, lineage.recipe, load_file(statistics) if statistics.exists() else {})
-    with TemporaryDirectory() as scratch:
-        target = Path(output or scratch)
-        target.mkdir(parents=True, exist_ok=True)
-        return Replay(save_weights(state, target / hub.WEIGHTS), lineage.result.sha256)
+    state = rebuild(sources, lineage.recipe, align.load(statistics) if statistics.exists() else {})
+    return Rebuilt(checkpoints, sources, state)
 
 
 def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: str | None) -> Checkpoint:
