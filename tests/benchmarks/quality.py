@@ -229,6 +229,9 @@ def family_rows(family: Family, arguments: argparse.Namespace, output: Output) -
     places = {name: available(name, arguments, output) for name in names}
     methods = [method for method in methods_of(family) if method in (arguments.methods or methods_of(family))]
     wanted = {method: asked(family, method, places, arguments) for method in dict.fromkeys([DEFAULT_ROW, *methods])}
+    if arguments.finished:
+        on_disk = {m: all((one.output / hub.LINEAGE).is_file() for one in several) for m, several in wanted.items()}
+        wanted = {method: several for method, several in wanted.items() if on_disk[method]}
     alike = defaultdict[tuple[Any, ...], list[MergeSettings]](list)  # one after the other: these are prepared once
     for one in (one for several in wanted.values() for one in several):
         alike[one.base, one.align, one.splits].append(one)
@@ -237,9 +240,10 @@ def family_rows(family: Family, arguments: argparse.Namespace, output: Output) -
     made = {method: merge_all(several, output) for method, several in wanted.items()}
     folders = {method: [one.output for one in several] for method, several in wanted.items()}
     medians = {method: median(merges) for method, merges in made.items()}
-    default = test_answers(folders[DEFAULT_ROW][medians[DEFAULT_ROW]], arguments.dataset)
+    test = made[DEFAULT_ROW][0].data.splits["test"].slice
+    default = test_answers(folders[DEFAULT_ROW][medians[DEFAULT_ROW]], arguments.dataset, test)
     for method, merges in made.items():
-        other = test_answers(folders[method][medians[method]], arguments.dataset)
+        other = test_answers(folders[method][medians[method]], arguments.dataset, test)
         yield row(family, method, merges, medians[method], compare(default, other))
 
 
@@ -250,10 +254,10 @@ def median(merges: Sequence[Lineage]) -> int:
 
 
 @cache
-def test_answers(folder: Path, dataset: str) -> Answers:
-    """What a merged model says of the test images."""
+def test_answers(folder: Path, dataset: str, test: str) -> Answers:
+    """What a merged model says of the test images. test: their slice."""
     checkpoint, opened = hub.pull(str(folder)), open_dataset(dataset)
-    split = load_split(opened, rows_of(opened, "test"), checkpoint.config, "test")
+    split = load_split(opened, rows_of(opened, test), checkpoint.config, "test")
     return answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
 
 
@@ -349,6 +353,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--families", nargs="*", default=[f.name for f in FAMILIES], help="only some of them")
     parser.add_argument("--methods", nargs="*", default=[], help="only some of the rows, the default among them")
+    parser.add_argument("--finished", action="store_true", help="only rows whose merges are all on disk")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
     output, found = Output(), dict[str, dict[str, Any]]()
