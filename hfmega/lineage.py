@@ -1,5 +1,6 @@
 """`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from hfmega.compare import Verdict
 from hfmega.data import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
 from hfmega.hub import Checkpoint
 from hfmega.recipe import Recipe, Sources
-from hfmega.run import WORK
+from hfmega.run import WORK, write_atomically
 from hfmega.search import Generation
 from hfmega.settings import WITH_EVIDENCE
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
@@ -182,14 +183,35 @@ def read(path: Path) -> Lineage:
         raise HfmegaError(f"{path} is not a lineage: {first['msg']} (at {where}).") from error
     if lineage.format_version != FORMAT_VERSION:
         raise HfmegaError(f"{path} has lineage format {lineage.format_version}, this hfmega reads {FORMAT_VERSION}.")
+    check(lineage, path)
     return with_offsets(lineage, path.parent / hub.RECIPE)
+
+
+def check(lineage: Lineage, path: Path) -> None:
+    """Raises HfmegaError for what no merge can be, though its form is right."""
+    if not lineage.sources or not lineage.nodes or "test" not in lineage.data.splits:
+        raise HfmegaError(f"{path} is not a lineage: it lacks sources, nodes or test images.")
+    for recipe in (lineage.recipe, *(node.recipe for node in lineage.nodes)):
+        numbers = [*recipe.coefficients, *(n for term in recipe.noise for n in (term.rate, term.sigma, term.weight))]
+        static = recipe.static
+        if static:
+            numbers += [static.scale, static.density]
+        wrong = (
+            len(recipe.coefficients) != len(lineage.sources)
+            or not all(math.isfinite(number) for number in numbers)
+            or any(not 0 <= term.rate <= 1 or term.sigma < 0 for term in recipe.noise)
+            or (static and not 0 < static.density <= 1)
+            or (static and static.base is not None and not 0 <= static.base < len(lineage.sources))
+        )
+        if wrong:
+            raise HfmegaError(f"{path} is not a lineage: its {len(lineage.sources)} sources do not fit a recipe of it.")
 
 
 def write(lineage: Lineage, path: Path) -> None:
     """Write a lineage as JSON; the offsets of its recipes lie beside it, see `offset_tensors`."""
     nodes = tuple(replace(node, recipe=replace(node.recipe, offsets=())) for node in lineage.nodes)
     bare = replace(lineage, nodes=nodes, recipe=replace(lineage.recipe, offsets=()))
-    path.write_bytes(_SCHEMA.dump_json(bare, indent=2) + b"\n")
+    write_atomically(path, _SCHEMA.dump_json(bare, indent=2) + b"\n")
 
 
 def offset_tensors(result: Recipe, nodes: Mapping[str, Recipe]) -> dict[str, Tensor]:

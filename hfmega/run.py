@@ -1,6 +1,8 @@
 """The folder of a run: made, locked, resumed, finished. Unfinished work lies in `.hfmega/` inside it."""
 
+import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +11,11 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from hfmega import HfmegaError, hub
+from hfmega import HfmegaError, __version__, hub
 
 WORK: Final = ".hfmega"
 FINGERPRINT: Final = "fingerprint"
+HOLDER: Final = "holder"  # who has the lock, for the one that does not get it
 
 
 def check_output(folder: Path, done: str, overwrite: bool) -> None:
@@ -46,23 +49,48 @@ def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(work / "lock", timeout=0):
             _claim(folder, fingerprint, overwrite)
+            write_atomically(work / HOLDER, f"process {os.getpid()} on {platform.node()}".encode())
             yield work
     except Timeout as error:
         raise HfmegaError(
-            f"another hfmega is working in {folder}: wait for it, or name another folder with -o."
+            f"another hfmega is working in {folder} ({_holder(work)}): wait for it, or name another folder with -o."
         ) from error
+
+
+def _holder(work: Path) -> str:
+    try:
+        return (work / HOLDER).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return "it has just begun"
 
 
 def _claim(folder: Path, fingerprint: str, overwrite: bool) -> None:
     mark = folder / WORK / FINGERPRINT
+    ours = {"hfmega": __version__, "fingerprint": fingerprint}
     if overwrite:
         clear(folder)
-    elif mark.exists() and mark.read_text() != fingerprint:
-        raise HfmegaError(
-            f"{folder} holds an unfinished run of other settings or sources: run that command again to finish it, "
-            "or start anew with --overwrite."
-        )
-    write_atomically(mark, fingerprint.encode())
+    elif mark.exists():
+        found = _claimed(mark)
+        if found.get("hfmega") != __version__:
+            raise HfmegaError(
+                f"{mark} is of hfmega {found.get('hfmega', '(unknown)')}, this is {__version__}: finish that run with "
+                "that version, or start anew with --overwrite."
+            )
+        if found != ours:
+            raise HfmegaError(
+                f"{folder} holds an unfinished run of other settings or sources: run that command again to finish it, "
+                "or start anew with --overwrite."
+            )
+    write_atomically(mark, json.dumps(ours).encode())
+
+
+def _claimed(mark: Path) -> dict[str, object]:
+    """Which version and which run left the work that is here; nothing, where that cannot be read."""
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def clear(folder: Path) -> None:

@@ -9,9 +9,9 @@ from typing import ClassVar, Final
 
 import torch
 from accelerate.utils import broadcast_object_list
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from hfmega import lineage, run
+from hfmega import HfmegaError, lineage, run
 from hfmega.choose import SOUP, Chosen, calibration_pays, found_by, greedy_soup, run_off
 from hfmega.evaluate import Evaluator, Score
 from hfmega.job import Job
@@ -236,10 +236,16 @@ def save(progress: Progress, record: Path, evaluator: Evaluator) -> None:
 
 
 def saved_progress(record: Path, evaluator: Evaluator) -> Progress:
-    """How far an unfinished run came, read by the main process and given to all."""
+    """How far an unfinished run came, read by the main process and given to all.
+
+    Raises HfmegaError for a damaged file.
+    """
     known: list[Progress] = [Progress()]
     if evaluator.state.is_main_process and record.exists():
-        known = [PROGRESS.validate_json(record.read_bytes())]
+        try:
+            known = [PROGRESS.validate_json(record.read_bytes())]
+        except ValidationError as error:
+            raise HfmegaError(f"{record} is damaged and cannot be resumed: start anew with --overwrite.") from error
     if evaluator.state.num_processes > 1:
         broadcast_object_list(known)
     return known[0]

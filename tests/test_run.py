@@ -1,6 +1,8 @@
 """The folder of a run: refused, locked, resumed, cleared, and written whole or not at all."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hfmega import HfmegaError
-from hfmega.run import FINGERPRINT, WORK, check_output, finish, open_run, write_atomically
+from hfmega.run import FINGERPRINT, HOLDER, WORK, check_output, finish, open_run, write_atomically
 
 DONE = "lineage.json"
 
@@ -18,6 +20,11 @@ def unfinished(folder: Path) -> Path:
     with open_run(folder, "one", overwrite=False) as work:
         (work / "progress.json").write_text("{}")
     return folder
+
+
+def claimed(folder: Path) -> str:
+    """Which run the folder belongs to."""
+    return str(json.loads((folder / WORK / FINGERPRINT).read_text())["fingerprint"])
 
 
 def finished(folder: Path) -> Path:
@@ -74,7 +81,16 @@ def test_another_run_is_kept_from_unfinished_work(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "out")
     with pytest.raises(HfmegaError, match="holds an unfinished run of other settings or sources"):
         open_run(folder, "two", overwrite=False).__enter__()
-    assert (folder / WORK / FINGERPRINT).read_text() == "one"
+    assert claimed(folder) == "one"
+    assert (folder / WORK / "progress.json").exists()
+
+
+@pytest.mark.parametrize("mark", ['{"hfmega": "0.0.9", "fingerprint": "one"}', "one", "[1]", "[" * 100_000])
+def test_work_of_another_version_is_refused_by_the_name_of_its_file(tmp_path: Path, mark: str) -> None:
+    folder = unfinished(tmp_path / "out")
+    (folder / WORK / FINGERPRINT).write_text(mark)
+    with pytest.raises(HfmegaError, match=r"fingerprint is of hfmega (0.0.9|.unknown.), this is"):
+        open_run(folder, "one", overwrite=False).__enter__()
     assert (folder / WORK / "progress.json").exists()
 
 
@@ -82,7 +98,7 @@ def test_overwrite_starts_anew(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "out")
     with open_run(folder, "two", overwrite=True) as work:
         assert not (work / "progress.json").exists()
-        assert (work / FINGERPRINT).read_text() == "two"
+        assert claimed(folder) == "two"
 
 
 def test_overwrite_removes_what_hfmega_writes_and_nothing_else(tmp_path: Path) -> None:
@@ -95,7 +111,7 @@ def test_overwrite_removes_what_hfmega_writes_and_nothing_else(tmp_path: Path) -
         (folder / name).write_text(name)
     with open_run(folder, "two", overwrite=True):
         left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert left == {*theirs, f"{WORK}/{FINGERPRINT}", f"{WORK}/lock"}
+    assert left == {*theirs, f"{WORK}/{FINGERPRINT}", f"{WORK}/{HOLDER}", f"{WORK}/lock"}
 
 
 def test_a_finished_run_forgets_all_but_the_places_of_its_sources(tmp_path: Path) -> None:
@@ -109,9 +125,10 @@ def test_a_run_in_this_process_keeps_others_out(tmp_path: Path) -> None:
     with open_run(tmp_path, "one", overwrite=False):
         with pytest.raises(HfmegaError) as refused:
             open_run(tmp_path, "one", overwrite=True).__enter__()
-        assert (tmp_path / WORK / FINGERPRINT).read_text() == "one"
+        assert claimed(tmp_path) == "one"
     assert str(refused.value) == (
-        f"another hfmega is working in {tmp_path}: wait for it, or name another folder with -o."
+        f"another hfmega is working in {tmp_path} (process {os.getpid()} on {platform.node()}): wait for it, or name "
+        "another folder with -o."
     )
     with open_run(tmp_path, "one", overwrite=False):
         pass  # free again
@@ -137,8 +154,8 @@ def test_a_run_in_another_process_keeps_this_one_out_until_it_is_killed(tmp_path
         with pytest.raises(HfmegaError, match=r"^another hfmega is working in "):
             open_run(tmp_path, "one", overwrite=False).__enter__()
         other.kill()
-    with open_run(tmp_path, "one", overwrite=False) as work:
-        assert (work / FINGERPRINT).read_text() == "one"
+    with open_run(tmp_path, "one", overwrite=False):
+        assert claimed(tmp_path) == "one"
 
 
 def test_a_file_is_written_with_its_content_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from hfmega.tree import (
     distances,
     ordered,
     plan,
+    saved_progress,
 )
 from hfmega.weights import load_weights, mix, rebuild, save_weights
 
@@ -484,6 +485,16 @@ def test_progress_with_a_failed_candidate_is_read_back_from_disk() -> None:
     scores = [[Score(0, 200, math.inf), Score(7, 200, 1 / 3)]]
     progress = Progress({"merge-1": scores}, {"merge-1": Merged("merge-1", ("a", "b"), chosen, 0.1, history)}, 12, 0.1)
     assert PROGRESS.validate_json(PROGRESS.dump_json(progress)) == progress
+
+
+def test_damaged_progress_is_refused_by_its_name(tmp_path: Path) -> None:
+    from hfmega.evaluate import processes
+
+    record = tmp_path / "progress.json"
+    record.write_text('{"scores": {"merge": [[{"correct":')
+    evaluator = SimpleNamespace(state=processes())
+    with pytest.raises(HfmegaError, match=r"progress\.json is damaged and cannot be resumed"):
+        saved_progress(record, evaluator)  # type: ignore[arg-type]
 
 
 # One by one or side by side.
