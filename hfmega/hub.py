@@ -4,7 +4,6 @@ huggingface_hub is the only client. Everything that leaves this room is a plain 
 All files of a source come from one commit, and each is compared with the hash that the Hub states for it.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -29,6 +28,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from yaml import YAMLError
 
 from hfmega import HfmegaError, __version__
+from hfmega.config import read as read_config
 from hfmega.steady import steady
 
 CONFIG: Final = "config.json"
@@ -117,7 +117,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         raise HfmegaError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
     files = {path.name for path in folder.iterdir()}
     _require_safetensors(str(folder), files)
-    config = _read_config(folder / CONFIG, str(folder))
+    config = read_config(folder / CONFIG, str(folder))
     sha256 = sha256_of(folder / WEIGHTS)
     return Checkpoint(folder.resolve().name, None, None, folder.resolve(), sha256, config, _license(folder / CARD))
 
@@ -179,7 +179,7 @@ def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoi
         remote.commit,
         config.parent,
         sha256_of(weights),
-        _read_config(config, repo_id),
+        read_config(config, repo_id),
         stated_license,
     )
 
@@ -257,7 +257,7 @@ def preview(source: str, token: str | None = None) -> Preview:
         assert isinstance(weights, DryRunFileInfo)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
-    checkpoint = Checkpoint(repo_id, repo_id, commit, config.parent, "", _read_config(config, repo_id))
+    checkpoint = Checkpoint(repo_id, repo_id, commit, config.parent, "", read_config(config, repo_id))
     return Preview(checkpoint, (weights.file_size or 0) if weights.will_download else 0)
 
 
@@ -287,24 +287,6 @@ def _require_safetensors(where: str, files: Iterable[str]) -> None:
     for needed in (CONFIG, WEIGHTS):
         if needed not in names:
             raise HfmegaError(f"{where} has no {needed}: a source needs {CONFIG} and {WEIGHTS}, as timm writes them.")
-
-
-def _read_config(path: Path, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HfmegaError(f"{CONFIG} of {where} cannot be read: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config:
-        raise HfmegaError(f"{CONFIG} of {where} is not a timm config: it names no architecture.")
-    if "pretrained_cfg" not in config:  # timm's older layout, one flat dictionary
-        config = {"architecture": config["architecture"], "pretrained_cfg": config}
-    nested = config["pretrained_cfg"]
-    for key in ("num_classes", "label_names"):
-        if key not in config and key in nested:
-            config[key] = nested[key]
-    if not isinstance(config.get("num_classes"), int):
-        raise HfmegaError(f"{CONFIG} of {where} does not say how many classes there are (num_classes).")
-    return config
 
 
 def sha256_of(path: Path) -> str:

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 
 from hfmega import HfmegaError
 
+# What of a config reaches timm's constructors. Configs come from anyone: nothing that names a file, a class or a place.
+ARGUMENTS: Final = frozenset({"num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate"})
+PRETRAINED: Final = frozenset(
+    {"input_size", "test_input_size", "fixed_input_size", "min_input_size", "pool_size", "interpolation", "crop_pct"}
+    | {"test_crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "tag", "architecture"}
+)
 KERAS_EPSILON: Final = 1e-3
 KERAS_MOMENTUM: Final = 0.01  # Keras' 0.99, in torch's convention
 
@@ -167,9 +173,16 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     architecture = str(config.get("architecture"))
     if not timm.is_model(architecture):
         raise HfmegaError(f"the architecture {architecture!r} is unknown to timm {timm.__version__}: update timm.")
-    options = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
+    arguments = config.get("model_args", {})
+    if surplus := sorted(arguments.keys() - ARGUMENTS):
+        raise HfmegaError(
+            f"the config of {architecture} has the constructor argument {surplus[0]!r}, which hfmega does not pass on "
+            f"(it passes {', '.join(sorted(ARGUMENTS))})."
+        )
+    options = {**arguments, "num_classes": config["num_classes"]}
     if config.get("pretrained_cfg"):
-        options["pretrained_cfg"] = {**config["pretrained_cfg"], "num_classes": config["num_classes"]}
+        known = {key: value for key, value in config["pretrained_cfg"].items() if key in PRETRAINED}
+        options["pretrained_cfg"] = {**known, "num_classes": config["num_classes"]}
     try:
         with torch.random.fork_rng(devices=[]):  # drawing weights must not move the caller's generator
             torch.manual_seed(seed)

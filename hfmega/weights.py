@@ -33,6 +33,9 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
     """Raises HfmegaError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
     first, state = checkpoints[0], states[0]
+    classes = first.config["num_classes"]
+    if not any(classes in tensor.shape for tensor in state.values()):  # before a network of any size is built
+        raise HfmegaError(f"{first.name} has {classes} classes by its {hub.CONFIG}, but no tensor of that size.")
     expected = {name: tuple(t.shape) for name, t in build(first.config).state_dict().items()}
     _same_tensors(first.name, state, f"timm's {first.config['architecture']}", expected)
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
@@ -67,6 +70,8 @@ def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expecte
     if surplus := sorted(state.keys() - expected.keys()):
         raise HfmegaError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
     for key, tensor in state.items():
+        if not tensor.is_floating_point() and key.endswith((".weight", ".bias", "running_mean", "running_var")):
+            raise HfmegaError(f"{name} has {key} as {tensor.dtype}: weights are floating-point numbers.")
         if tuple(tensor.shape) != expected[key]:
             raise HfmegaError(
                 f"{name} has {key} of shape {tuple(tensor.shape)}, {expected_of} of shape {expected[key]}."

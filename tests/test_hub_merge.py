@@ -123,7 +123,7 @@ def test_the_published_merge_replays_in_another_folder_and_evaluates_to_its_accu
 
 def test_a_pull_request_leaves_main_alone(environment: dict[str, str], merged: tuple[Path, Any]) -> None:
     bob = {**environment, "HF_TOKEN": "hf_bob"}
-    refused = run("push", merged[0], "ann/merged", environment=bob)
+    refused = run("push", merged[0], "ann/s1", environment=bob)
     proposed = run("push", merged[0], "ann/s1", "--create-pr", "--commit-message", "Better", "--json", environment=bob)
     assert "`hfmega push" in refused.complaint
     assert "--create-pr" in refused.complaint

@@ -1,0 +1,126 @@
+"""A `config.json` from anyone: read and brought to one layout, or refused in one sentence; nothing of it is run."""
+
+from __future__ import annotations
+
+import ast
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_fuzz import FUZZ, VALUES
+
+import hfmega
+from hfmega import HfmegaError, config
+from hfmega.models import build
+
+GOOD: dict[str, Any] = {
+    "architecture": "resnet8_cifar",
+    "num_classes": 10,
+    "label_names": ["a", "b"],
+    "model_args": {"in_chans": 1},
+    "pretrained_cfg": {"input_size": [1, 8, 8], "mean": [0.0], "std": [1.0], "crop_pct": 1, "tag": "x", "url": ""},
+    "hfmega": {"seed": 1},
+}
+
+
+def read(folder: Path, content: object) -> dict[str, Any]:
+    (folder / "config.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return config.read(folder / "config.json", "here")
+
+
+def test_a_config_is_kept_as_it_is(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD) == GOOD
+
+
+def test_the_older_layout_is_brought_to_the_newer(tmp_path: Path) -> None:
+    flat = {"architecture": "resnet8_cifar", "num_classes": 10, "input_size": [3, 32, 32], "label_names": ["a"]}
+    found = read(tmp_path, flat)
+    assert (found["num_classes"], found["label_names"], found["pretrained_cfg"]) == (10, ["a"], flat)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"architecture": ["resnet18"]}, "architecture"),
+        ({"num_classes": 10**12}, "num_classes"),
+        ({"num_classes": True}, "num_classes"),
+        ({"num_classes": "10"}, "num_classes"),
+        ({"label_names": [1, 2]}, "label_names"),
+        ({"model_args": ["in_chans"]}, "model_args"),
+        ({"pretrained_cfg": "x"}, "pretrained_cfg"),
+        ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "pretrained_cfg.input_size"),
+        ({"pretrained_cfg": {"mean": [float("nan")]}}, "pretrained_cfg.mean"),
+        ({"pretrained_cfg": {"crop_pct": -1}}, "pretrained_cfg.crop_pct"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_its_place(tmp_path: Path, change: dict[str, Any], place: str) -> None:
+    with pytest.raises(HfmegaError, match=f"config.json of here makes no sense: .* \\(at {place}"):
+        read(tmp_path, {**GOOD, **change})
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff\xfe", b"[]", b"null", b'{"num_classes": 3}'])
+def test_what_is_no_config_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(HfmegaError, match=r"^config\.json of here (cannot be read|is not a timm config)"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "norm_layer", "block", "pretrained_cfg_overlay", "depth"])
+def test_a_constructor_argument_off_the_list_does_not_reach_timm(argument: str) -> None:
+    with pytest.raises(HfmegaError, match=f"has the constructor argument '{argument}', which hfmega does not pass on"):
+        build({**GOOD, "model_args": {argument: "/etc/passwd"}})
+
+
+def test_nothing_that_names_a_file_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    create = hfmega.models.timm.create_model  # type: ignore[attr-defined]
+    monkeypatch.setattr("timm.create_model", lambda *a, **k: seen.update(k) or create(*a, **k))
+    hostile = {"url": "http://x", "file": "/etc/passwd", "hf_hub_id": "a/b", "custom_load": True, "state_dict": {}}
+    build({**GOOD, "pretrained_cfg": {**GOOD["pretrained_cfg"], **hostile}})
+    assert not seen["pretrained"]
+    assert not hostile.keys() & seen["pretrained_cfg"].keys()
+    assert seen["pretrained_cfg"]["input_size"] == [1, 8, 8]
+
+
+@FUZZ
+@given(
+    document=st.one_of(
+        VALUES,
+        st.fixed_dictionaries({}, optional={key: st.one_of(st.just(value), VALUES) for key, value in GOOD.items()}),
+        st.fixed_dictionaries(
+            {"architecture": st.just("resnet8_cifar"), "num_classes": st.just(10)},
+            optional={"pretrained_cfg": st.dictionaries(st.sampled_from(list(GOOD["pretrained_cfg"])), VALUES)},
+        ),
+    )
+)
+def test_any_config(tmp_path_factory: pytest.TempPathFactory, document: object) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    with suppress(HfmegaError):
+        found = read(folder, document)
+        assert 1 <= found["num_classes"] <= 1_000_000
+        assert isinstance(found["pretrained_cfg"], dict)
+
+
+def test_the_package_loads_no_pickle_and_runs_no_text() -> None:
+    """torch.load only with weights_only=True; no pickle, eval, exec, remote code."""
+    calls = [
+        (path.name, node)
+        for path in Path(hfmega.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    for name, call in calls:
+        function = ast.unparse(call.func)
+        assert function not in ("eval", "exec", "compile", "__import__"), name
+        assert "pickle" not in function, name
+        safe = [k for k in call.keywords if k.arg == "weights_only" and getattr(k.value, "value", None) is True]
+        assert function != "torch.load" or safe, name
+        assert all(k.arg != "trust_remote_code" for k in call.keywords), name
+    imported = "\n".join(p.read_text(encoding="utf-8") for p in Path(hfmega.__file__).parent.rglob("*.py"))
+    assert "import pickle" not in imported
+    assert sum(ast.unparse(call.func) == "torch.load" for _, call in calls) == 1
+    assert torch.load  # what is looked for exists
