@@ -5,17 +5,24 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from filelock import FileLock, Timeout
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from hfmega import HfmegaError, __version__, hub
 
 WORK: Final = ".hfmega"
 FINGERPRINT: Final = "fingerprint"
 HOLDER: Final = "holder"  # who has the lock, for the one that does not get it
+TEMPORARY: Final = ".tmp"  # what a file is called until it is whole
+
+# On Windows a file that another program is reading (a virus scanner, say) cannot be replaced for a moment.
+BUSY: Final = Retrying(
+    stop=stop_after_attempt(5), wait=wait_fixed(0.1), retry=retry_if_exception_type(PermissionError), reraise=True
+)
 
 
 def check_output(folder: Path, done: str, overwrite: bool) -> None:
@@ -42,18 +49,29 @@ def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
     """Hold the folder's lock and give its work folder; work of the same fingerprint is kept, so that it resumes.
 
     fingerprint: whatever identifies the run (settings, hashes of sources and data).
-    Raises HfmegaError when another process works here, or when the unfinished work is of another run.
+    Raises HfmegaError when another process works here, when the unfinished work is of another run, or when the folder
+    cannot be made or written.
     """
+    work = folder / WORK
+    with _locked(folder):
+        _claim(folder, fingerprint, overwrite)
+        write_atomically(work / HOLDER, f"process {os.getpid()} on {platform.node()}".encode())
+        yield work
+
+
+def _locked(folder: Path) -> AbstractContextManager[object]:
+    """The lock of a folder, held: the system frees it however this process ends."""
     work = folder / WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / "lock", timeout=0):
-            _claim(folder, fingerprint, overwrite)
-            write_atomically(work / HOLDER, f"process {os.getpid()} on {platform.node()}".encode())
-            yield work
+        return FileLock(work / "lock", timeout=0).acquire()
     except Timeout as error:
         raise HfmegaError(
             f"another hfmega is working in {folder} ({_holder(work)}): wait for it, or name another folder with -o."
+        ) from error
+    except OSError as error:
+        raise HfmegaError(
+            f"{folder} cannot be written ({error.strerror or error}): name another folder with -o."
         ) from error
 
 
@@ -96,7 +114,7 @@ def _claimed(mark: Path) -> dict[str, object]:
 def clear(folder: Path) -> None:
     """Remove what hfmega writes, and nothing else."""
     for pattern in hub.PUBLISHED:
-        for path in folder.glob(pattern):
+        for path in (*folder.glob(pattern), *folder.glob(pattern + TEMPORARY)):
             path.unlink()
     for path in (folder / WORK).iterdir():
         if path.name != "lock":
@@ -104,17 +122,36 @@ def clear(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """The run is complete: forget the unfinished work. The places of local sources stay."""
-    for path in (folder / WORK).iterdir():
-        if path.name not in ("lock", "places.json"):
+    """The run is complete: forget the unfinished work. The places of local sources stay.
+
+    The fingerprint goes last: until then the same command finds an unfinished run, and finishes it.
+    """
+    work = folder / WORK
+    for path in work.iterdir():
+        if path.name not in ("lock", "places.json", FINGERPRINT):
             path.unlink()
+    (work / FINGERPRINT).unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file so that a crash or a full disk leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        BUSY(temporary.replace, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Let the new names in a folder outlive a power cut; Windows cannot be asked to, nor can some network disks."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            os.fsync(handle)
+        os.close(handle)

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,20 @@ def test_a_run_that_was_interrupted_between_its_result_and_its_end_is_taken(tmp_
     check_output(folder, DONE, overwrite=False)
 
 
+def test_a_folder_that_cannot_be_made_or_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(HfmegaError, match=r"file.out cannot be written \(.+\): name another folder with -o\.$"):
+        open_run(tmp_path / "file" / "out", "one", overwrite=False).__enter__()
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(HfmegaError, match=r"out cannot be written \(Permission denied\): name another folder"):
+        open_run(tmp_path / "out", "one", overwrite=False).__enter__()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out").write_text("mine")
@@ -106,7 +122,8 @@ def test_overwrite_removes_what_hfmega_writes_and_nothing_else(tmp_path: Path) -
     (folder / "figures").mkdir()
     (folder / WORK / "old").mkdir()
     ours = ["README.md", "config.json", "model.safetensors", "statistics.safetensors", "figures/fitness.png", DONE]
-    theirs = ["notes.txt", "figures/mine.svg", "model.bin"]
+    ours += ["model.safetensors.tmp", "figures/fitness.png.tmp"]
+    theirs = ["notes.txt", "figures/mine.svg", "model.bin", "notes.tmp"]
     for name in (*ours, *theirs, f"{WORK}/places.json", f"{WORK}/old/state"):
         (folder / name).write_text(name)
     with open_run(folder, "two", overwrite=True):
@@ -119,6 +136,28 @@ def test_a_finished_run_forgets_all_but_the_places_of_its_sources(tmp_path: Path
     (folder / WORK / "places.json").write_text("{}")
     finish(folder)
     assert {path.name for path in (folder / WORK).iterdir()} - {"lock"} == {"places.json"}
+
+
+def test_a_run_killed_while_it_is_being_finished_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever file is the last that it could remove: there is a result, and the same command is not refused."""
+    folder, unlink = unfinished(tmp_path / "out"), Path.unlink
+    (folder / DONE).write_text("{}")
+    (folder / WORK / "progress.json.tmp").write_text("{")
+    removed: list[str] = []
+
+    def killed(path: Path) -> None:
+        if len(removed) == stop:
+            raise KeyboardInterrupt
+        removed.append(path.name)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    for stop in range(4):
+        removed.clear()
+        with pytest.raises(KeyboardInterrupt):
+            finish(shutil.copytree(folder, tmp_path / f"{stop}"))
+        check_output(tmp_path / f"{stop}", DONE, overwrite=False)
+    assert {*removed, FINGERPRINT} == {"progress.json", "progress.json.tmp", HOLDER, FINGERPRINT}
 
 
 def test_a_run_in_this_process_keeps_others_out(tmp_path: Path) -> None:
@@ -164,6 +203,41 @@ def test_a_file_is_written_with_its_content_and_nothing_beside_it(tmp_path: Path
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state", b"two")]
 
 
+def test_a_write_goes_over_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / "state.tmp").write_bytes(b"half of a long file")
+    write_atomically(tmp_path / "state", b"one")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state", b"one")]
+
+
+def test_a_file_that_another_program_is_reading_is_replaced_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows has it."""
+    replace, readers = Path.replace, ["a virus scanner", "an indexer"]
+
+    def busy(path: Path, target: Path) -> Path:
+        if readers:
+            raise PermissionError(13, f"used by {readers.pop()}")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    write_atomically(tmp_path / "state", b"one")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state", b"one")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot sync a folder")
+def test_the_name_of_a_new_file_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = list[tuple[bool, list[str]]](), os.fsync
+
+    def watched(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), [path.name for path in tmp_path.iterdir()]))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_atomically(tmp_path / "state", b"one")
+    assert synced == [(False, ["state.tmp"]), (True, ["state"])]
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
@@ -173,4 +247,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, step: str, monkeypat
     monkeypatch.setattr(*{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[step])
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "state", b"new")
-    assert (tmp_path / "state").read_bytes() == b"old"
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state", b"old")]
