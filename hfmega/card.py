@@ -18,6 +18,7 @@ from hfmega import __version__, hub
 from hfmega.evaluate import Evaluation
 from hfmega.lineage import DataEntry, Lineage, Reference, Result, SourceEntry
 from hfmega.recipe import source_alone, uniform_average
+from hfmega.run import write_atomically
 from hfmega.settings import PRESETS
 
 # In the wheel the templates lie beside this file, in a checkout they lie in cards/.
@@ -70,7 +71,7 @@ def write(lineage: Lineage, config: dict[str, Any], folder: Path) -> None:
     from hfmega import figures
 
     figures.draw(lineage, folder / FIGURES)
-    (folder / hub.CARD).write_text(text(lineage, config), encoding="utf-8")
+    write_atomically(folder / hub.CARD, text(lineage, config).encode())
 
 
 def text(lineage: Lineage, config: dict[str, Any]) -> str:
@@ -104,7 +105,7 @@ def write_source_card(config: dict[str, Any], held_out: Evaluation | None, folde
         version=__version__,
         **loading(config),
     )
-    (folder / hub.CARD).write_text(text, encoding="utf-8")
+    write_atomically(folder / hub.CARD, text.encode())
 
 
 def loading(config: dict[str, Any]) -> dict[str, Any]:

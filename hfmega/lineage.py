@@ -350,7 +350,7 @@ def write_places(folder: Path, checkpoints: Sequence[Checkpoint], dataset: str |
     places = {c.sha256: str(c.folder) for c in checkpoints if c.repo_id is None}
     if dataset and Path(dataset).is_dir():
         places["dataset"] = str(Path(dataset).resolve())
-    (folder / WORK / "places.json").write_bytes(TypeAdapter(dict[str, str]).dump_json(places, indent=2))
+    write_atomically(folder / WORK / "places.json", TypeAdapter(dict[str, str]).dump_json(places, indent=2))
 
 
 def summary(lineage: Lineage, output: Path) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
         save_weights(beside, folder / hub.RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
-    (folder / hub.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    run.write_atomically(folder / hub.CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     return save_weights(rebuild(evaluator.sources, recipe, statistics), folder / hub.WEIGHTS)
 
 

@@ -1,5 +1,6 @@
 """Training a source checkpoint by the paper's protocol, so that a merge knows what it was trained on."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -222,9 +223,9 @@ def epoch_batches(count: int, settings: TrainSettings, epoch: int) -> Iterator[T
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path) -> None:
     """Keep what the next epoch starts from, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save({"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
-    temporary.replace(path)
+    content = io.BytesIO()  # a full disk is an OSError for a file, but a RuntimeError for torch
+    torch.save({"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, content)
+    run.write_atomically(path, content.getvalue())
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> int:
