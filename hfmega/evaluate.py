@@ -158,15 +158,21 @@ class Evaluator:
             log_probabilities = self._forward(x)
             correct += (log_probabilities.argmax(dim=1) == y).sum()
             loss += nn.functional.nll_loss(log_probabilities, y, reduction="sum").double()
-        if not torch.isfinite(loss):  # a candidate with NaN or Inf is the worst, never the best
+        if not (torch.isfinite(loss) and self._sound):  # a candidate with NaN or Inf is the worst, never the best
             return Score(0, len(split), float("inf"))
         return Score(int(correct), len(split), float(loss) / len(split))
 
     def predict(self, recipe: Recipe, split: Split) -> Tensor:
-        """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU."""
+        """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""
         self._prepare(recipe)
         images, _ = self.resident(split)
-        return torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
+        found = torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
+        return found if self._sound else torch.full_like(found, math.nan)
+
+    @property
+    def _sound(self) -> bool:
+        """Whether all weights are finite: a ReLU may hide from the answers that one is not."""
+        return bool(self._flat.isfinite().all())
 
     def time(self, split: Split) -> float:
         """Seconds to materialize the only source and score it."""

@@ -70,6 +70,8 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
     with run.open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
         job = decided(job, output)
         tree, progress = (grow if settings.searches else static.carry)(job, output)
+        for note in failures(tree):
+            output.say(note)
         output.say(
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
         )
@@ -117,7 +119,7 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
         candidates=chosen.candidates,
         result=result,
         controls=tuple(control_entry(t, merged) for t in tried),
-        notes=job.notes,
+        notes=(*job.notes, *failures(tree)),
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
         seconds=round(progress.seconds, 1),
@@ -127,6 +129,13 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     lineage.write(made, folder / hub.LINEAGE)
     run.finish(folder)
     return made
+
+
+def failures(tree: Sequence[Merged]) -> list[str]:
+    """What to say of candidates that scored nothing, if there were any."""
+    count = sum(generation.failed for merged in tree for generation in merged.history)
+    note = f"Candidates of the search that had NaN or Inf in weights or answers, and scored zero: {count:,}."
+    return [note] if count else []
 
 
 def control_entry(tried: control.Tried, merged: Answers) -> Control:

@@ -204,6 +204,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
                 bar.line(
                     f"{node.name}: generation {len(searcher.history)}/{searcher.generations}: best {newest.best:.4f}, "
                     f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
+                    + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
                 )
 
 

@@ -232,6 +232,20 @@ def test_weights_that_overflow_score_nothing(digits: Dataset, calibrate: bool) -
     assert np.isfinite(evaluator.scores([sound], unseen)[0].loss)  # nothing of the failure is left behind
 
 
+def test_an_infinite_weight_that_a_relu_hides_scores_nothing_too(digits: Dataset) -> None:
+    """The largest float16 times 1.5 is not one any more; the source alone is sound."""
+    given = config(8)
+    model, other = build(given, 1), build(given, 2)
+    states = [{n: t.half() if t.is_floating_point() else t for n, t in m.state_dict().items()} for m in (model, other)]
+    states[0]["bn1.bias"][0] = -65504
+    evaluator = Evaluator(given, Sources(states, dict(model.named_parameters())), None)
+    unseen, beyond = images_of(digits, given), Recipe((1.5, -0.5))
+    assert evaluator.scores([source_alone(0, 2)], unseen)[0].correct > 0
+    assert evaluator.scores([beyond], unseen) == [Score(0, 200, float("inf"))]
+    (judged,) = evaluator.answers([beyond], unseen)
+    assert (judged.accuracy, judged.mean_loss) == (0.0, float("inf"))
+
+
 def test_a_network_without_batchnorm_has_nothing_to_calibrate(digits: Dataset) -> None:
     given = config(32, "test_convnext")
     evaluator = evaluator_on(digits, given, calibration=10)

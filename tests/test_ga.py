@@ -11,7 +11,9 @@ import pytest
 
 from hfmega import HfmegaError
 from hfmega.recipe import Recipe, source_alone, uniform_average
+from hfmega.search.cma import CMAES
 from hfmega.search.ga import AUTHOR, DEFAULT, PAPER, GASettings, MeGA
+from hfmega.search.random import RandomSearch
 
 FAILED = (0.0, math.inf)
 
@@ -187,6 +189,25 @@ def test_a_failed_candidate_is_no_parent_where_there_is_another() -> None:
     survivor = searcher.ask()[2]
     searcher.tell([Told(*FAILED), Told(*FAILED), Told(0.1), Told(*FAILED)])
     assert [child.coefficients[0] for child in searcher.ask()] == pytest.approx([survivor.coefficients[0]] * 4)
+
+
+@pytest.mark.parametrize("fitness", ["accuracy", "loss"])
+def test_failed_candidates_are_counted(fitness: str) -> None:
+    searcher = MeGA(leaves(2), replace(DEFAULT, fitness=fitness), seed=1)
+    searcher.tell([Told(*FAILED), Told(0.0, math.nan), *[Told(0.0, 9.0)] * 18])
+    searcher.tell([Told(0.5)] * 20)
+    assert [generation.failed for generation in searcher.history] == [2, 0]
+
+
+@pytest.mark.parametrize("told", [Told(0.5), Told(*FAILED), Told(0.0, math.nan)], ids=["equal", "failed", "NaN"])
+@pytest.mark.parametrize("searcher", [MeGA, RandomSearch, CMAES])
+@pytest.mark.parametrize("settings", [PAPER, DEFAULT, AUTHOR, replace(DEFAULT, fitness="loss")])
+def test_a_population_of_equal_scores_still_ends(settings: GASettings, searcher: type[MeGA], told: Told) -> None:
+    found = searcher(leaves(3), settings, seed=1)
+    populations = run(found, lambda _: told)
+    assert len(populations) == len(found.history) == 20
+    assert found.best in populations[0]
+    assert all(math.isfinite(c) for recipe in populations[-1] for c in recipe.coefficients)
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hfmega import HfmegaError, hub, lineage
 from hfmega.data import open_dataset
@@ -221,16 +222,46 @@ def test_no_path_of_this_machine_is_published(merged: tuple[Path, Lineage], tiny
     assert all(needle not in path.read_bytes() for path in published for needle in needles)
 
 
-def test_half_precision_sources_are_saved_in_their_own_dtype(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+def in_half_precision(sources: tuple[Path, Path], place: Path, dtype: torch.dtype) -> tuple[Path, Path]:
+    """Copies of two sources in another dtype."""
     halves = []
-    for source in tiny_sources:
-        halves.append(shutil.copytree(source, tmp_path / f"half-{source.name}"))
+    for source in sources:
+        halves.append(shutil.copytree(source, place / f"half-{source.name}"))
         state = load_file(source / "model.safetensors")
-        half = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        half = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         save_file(half, halves[-1] / "model.safetensors")
-    made = run((halves[0], halves[1]), tmp_path / "out", search=GASettings(population=4, generations=2, anchors=True))
+    return halves[0], halves[1]
+
+
+def test_candidates_that_overflow_score_nothing_and_are_counted(
+    tiny_sources: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutations of 100,000 are more than float16 holds: all three children of the second generation fail."""
+    halves = in_half_precision(tiny_sources, tmp_path, torch.float16)
+    search = GASettings(population=4, generations=2, anchors=True, mutation_rate=1.0, mutation_sigma=1e5)
+    made = merge(settings(halves, tmp_path / "out", search=search), Output())
+    assert made is not None
+    assert [generation.failed for generation in made.nodes[0].history] == [0, 3]
+    assert not made.recipe.noise
+    said, note = capsys.readouterr().err, "NaN or Inf in weights or answers, and scored zero: 3."
+    assert "images/s, 3 failed (NaN or Inf)" in said
+    assert note in said
+    assert note in made.notes[-1]
+    assert note in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_a_lineage_from_before_failures_were_counted_is_read(merged: tuple[Path, Lineage], tmp_path: Path) -> None:
+    text = (merged[0] / "lineage.json").read_text(encoding="utf-8")
+    old = re.sub(r',\s*"failed": 0', "", text)
+    (tmp_path / "lineage.json").write_text(old, encoding="utf-8")
+    assert '"failed"' in text
+    assert '"failed"' not in old
+    assert lineage.read(tmp_path / "lineage.json") == merged[1]
+
+
+def test_half_precision_sources_are_saved_in_their_own_dtype(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    halves = in_half_precision(tiny_sources, tmp_path, torch.bfloat16)
+    made = run(halves, tmp_path / "out", search=GASettings(population=4, generations=2, anchors=True))
     saved = load_file(tmp_path / "out/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16, torch.int64}
     found = evaluate_checkpoint(hub.pull(str(tmp_path / "out")), open_dataset("digits"), "test[:200]")

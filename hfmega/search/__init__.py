@@ -17,11 +17,15 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Generation:
-    """How the fitness (accuracy, or mean loss in nats) of one population lay: best, mean and standard deviation."""
+    """How the fitness (accuracy, or mean loss in nats) of one population lay: best, mean and standard deviation.
+
+    failed: how many had NaN or Inf in their weights or answers, and scored nothing.
+    """
 
     best: float
     mean: float
     spread: float
+    failed: int = 0
 
 
 class Searcher(Protocol):

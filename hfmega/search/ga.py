@@ -169,11 +169,12 @@ class MeGA:
         return (accuracy, -loss) if self.settings.break_ties else (accuracy,)
 
     def _summary(self, scores: Sequence[Scored]) -> Generation:
+        failed = sum(not (math.isfinite(s.loss) and math.isfinite(s.accuracy)) for s in scores)
         if self.settings.fitness == "loss":
             finite = [s.loss for s in scores if math.isfinite(s.loss)] or [math.inf]
-            return Generation(min(finite), fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0)
+            return Generation(min(finite), fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0, failed)
         accuracies = [s.accuracy for s in scores if math.isfinite(s.accuracy)] or [0.0]
-        return Generation(max(accuracies), fmean(accuracies), pstdev(accuracies))
+        return Generation(max(accuracies), fmean(accuracies), pstdev(accuracies), failed)
 
 
 def _distinct(items: Sequence[T], count: int, draws: Draws) -> list[T]:
