@@ -216,7 +216,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
 
 def default_folder(sources: tuple[str, ...], parent: str = "merges") -> Path:
     """`merges/first+second`, of the sources' last names."""
-    names = [source.split("@")[0].rstrip("/").split("/")[-1] for source in sources]
+    names = [Path(source.split("@")[0]).resolve().name for source in sources]
     more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
     return Path(parent) / "+".join([*names[:3], *more])
 
@@ -535,7 +535,7 @@ def main() -> None:
 
 def disk_problem(error: OSError) -> str:
     """The sentence for a disk that is full or may not be written."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space, and the same command resumes where it stopped."
     return f"{error.strerror or error}: {error.filename or 'a file'}."
 

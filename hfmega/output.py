@@ -36,15 +36,16 @@ class Output:
         self._console.print(table, soft_wrap=False)
 
     def result(self, path: Path | str, fields: dict[str, Any]) -> None:
-        """The path, or with --json one JSON object, on stdout."""
+        """The path, or with --json one JSON object, on stdout; what it cannot show is escaped, as on stderr."""
         if not self.muted:
-            print(json.dumps(fields) if self.as_json else path, file=sys.stdout, flush=True)
+            text, encoding = json.dumps(fields) if self.as_json else str(path), sys.stdout.encoding or "utf-8"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator["Bar"]:
         """One line with the newest figures, a bar and an ETA on a terminal (80 columns do); elsewhere plain lines."""
         bar = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line"),  # of ASCII
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=5),
             TextColumn("ETA"),

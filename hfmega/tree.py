@@ -186,7 +186,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
     with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
         bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
         while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
-            before, started = evaluator.images_seen, time.monotonic()
+            before, started = evaluator.images_seen, time.perf_counter()
             asked = {node: searcher.ask() for node, searcher in active.items()}
             evaluator.scores(
                 [recipe for population in asked.values() for recipe in population], job.search, bar.advance
@@ -195,7 +195,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
                 scores = evaluator.scores(asked[node], job.search)
                 searcher.tell(scores)
                 progress.scores.setdefault(node.name, []).append(scores)
-            images, seconds = evaluator.images_seen - before, time.monotonic() - started
+            images, seconds = evaluator.images_seen - before, time.perf_counter() - started
             progress.forward_passes += images
             progress.seconds += seconds
             save(progress, record, evaluator)
