@@ -323,7 +323,8 @@ def explained(error: Exception, what: str, revision: str | None = None) -> Hfmeg
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    said = re.sub(r"For more information check: \S+", "", str(error))
+    return " ".join(said.split())[:300].rstrip(".") or type(error).__name__
 
 
 # Order matters: a gated repository is also a RepositoryNotFoundError, and most of them are also HfHubHTTPError.
@@ -335,11 +336,14 @@ EXPLANATIONS: Final[tuple[tuple[type[Exception], str], ...]] = (
     ),
     (RevisionNotFoundError, "{what} has no revision {revision}."),
     (OfflineModeIsEnabled, "{what} is needed, but HF_HUB_OFFLINE is set."),
-    (LocalEntryNotFoundError, "{what} is not in the cache, and the Hub cannot be reached: {error}"),
-    (EntryNotFoundError, "{what} lacks a file: {error}"),
+    (LocalEntryNotFoundError, "{what} is not in the cache, and the Hub cannot be reached: {error}."),
+    (EntryNotFoundError, "{what} lacks a file: {error}."),
     (LocalTokenNotFoundError, "there is no token: log in with `hf auth login`, or set HF_TOKEN."),
-    (HFValidationError, "{what} is not a valid Hub id: {error}"),
-    (HfHubHTTPError, "the Hub refused {what}: {error}"),
-    (RuntimeError, "the Hub did not take {what}: {error}"),
-    (httpx2.HTTPError, "the connection to the Hub failed for {what}: {error}"),
+    (HFValidationError, "{what} is not a valid Hub id: {error}."),
+    (HfHubHTTPError, "the Hub refused {what}: {error}."),
+    (RuntimeError, "the Hub did not take {what}: {error}."),
+    (
+        httpx2.HTTPError,
+        "the connection to the Hub failed for {what} ({error}): try again, or set HF_HUB_OFFLINE=1 if it is cached.",
+    ),
 )

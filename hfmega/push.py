@@ -83,7 +83,10 @@ def commit_once(
     client: HfApi, target: Push, operations: Sequence[CommitOperationAdd], names: dict[str, Path], before: Before,
     title: str,
 ) -> str:  # fmt: skip
-    """Make the commit; when its answer is lost, look whether it was made before anyone tries again."""
+    """Make the commit; when its answer is lost, look whether it was made before anyone tries again.
+
+    Nor is anything lost when somebody else has committed the same files meanwhile.
+    """
     try:
         made = client.create_commit(
             target.repo_id,
@@ -93,7 +96,7 @@ def commit_once(
             parent_commit=before.commit,
         )
     except CLIENT_ERRORS as error:
-        found = made_already(client, target, names, before) if passing(error) else None
+        found = made_already(client, target, names, before) if passing(error) or overtaken(error) else None
         if found is None:
             raise
         return found
@@ -122,9 +125,14 @@ def commit_url(client: HfApi, target: Push, commit: str) -> str:
     return f"{client.endpoint}/{target.repo_id}/commit/{commit}"
 
 
+def overtaken(error: Exception) -> bool:
+    """Whether another commit came while this one was being made: the Hub refuses this one with 412."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
+
+
 def reason(error: Exception, target: Push) -> str:
-    """What went wrong. A commit that came meanwhile is refused by the Hub with 412."""
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412):
+    """What went wrong."""
+    if overtaken(error):
         return f"{target.repo_id} got another commit while this one was being made, so nothing was changed there."
     return str(explained(error, target.repo_id))
 

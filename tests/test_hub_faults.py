@@ -18,6 +18,7 @@ from hfmega.models import build
 
 TOKEN = "hf_ann"
 PULL = "from hfmega import hub\nfound = hub.pull('ann/source')\nvalue = [found.sha256, found.revision]"
+IMPATIENT = "import hfmega.steady\nhfmega.steady.wait = lambda state: 0.0\n"  # where all attempts fail
 PUSH = "from hfmega.push import Push, push\nvalue = push(Path(folder), Push('ann/merged', create_pr=pr))"
 
 
@@ -43,7 +44,8 @@ CASES = (
     Case("429 with Retry-After, on information", (Fault(INFO, status=429, headers={"Retry-After": "1"}),)),
     Case("500, on a file", (Fault(FILE, "GET", status=500),), asks=("GET", FILE, 2)),
     Case("503 twice, on information", (Fault(INFO, status=503, times=2),), asks=("GET", INFO, 3)),
-    Case("a Hub that stays ill", (Fault(INFO, status=503, times=99),), outcome="the Hub refused ann/source"),
+    Case("a Hub that stays ill", (Fault(INFO, status=503, times=99),), IMPATIENT + PULL,
+         outcome="the Hub refused ann/source", asks=("GET", INFO, 5)),
     Case("dropped connection, on information", (Fault(INFO, drop=True),)),
     Case("dropped connection, on a file", (Fault(FILE, "GET", drop=True),)),
     Case("download cut in its middle", (Fault(FILE, "GET", cut_after=9000),)),
@@ -52,13 +54,16 @@ CASES = (
     Case("a flipped byte, again", (Fault(FILE, "GET", flip_byte=9000, times=9),), outcome="came damaged twice"),
     Case("a token that has expired", (Fault(INFO, status=401, headers={"X-Error-Message": "Invalid credentials"}),),
          outcome="the Hub does not know this token"),
-    Case("upload cut", (Fault("/lfs-upload/", "PUT", drop=True),), PUSH),
+    Case("upload whose answer is lost", (Fault("/lfs-upload/", "PUT", drop=True),), PUSH),
+    Case("upload cut in its middle", (Fault("/lfs-upload/", "PUT", stop_reading=9000),), PUSH,
+         asks=("PUT", "/lfs-upload/", 2)),
     Case("503, on the commit", (Fault(COMMIT, status=503),), PUSH, asks=("POST", COMMIT, 2)),
     Case("commit made, its answer lost", (Fault(COMMIT, drop=True, after=True),), PUSH, asks=("POST", COMMIT, 1)),
     Case("commit made, answered with 502", (Fault(COMMIT, status=502, after=True),), PUSH, asks=("POST", COMMIT, 1)),
     Case("pull request made, its answer lost", (Fault(COMMIT, drop=True, after=True),), PUSH, pr=True,
          asks=("POST", COMMIT, 1)),
-    Case("a Hub that takes no commit", (Fault(COMMIT, status=500, times=99),), PUSH, outcome=FINISH),
+    Case("a Hub that takes no commit", (Fault(COMMIT, status=500, times=99),), IMPATIENT + PUSH, outcome=FINISH,
+         asks=("POST", COMMIT, 5)),
     Case("no right to write", (Fault(COMMIT, status=403),), PUSH, outcome="--create-pr proposes it"),
 )  # fmt: skip
 
@@ -106,7 +111,7 @@ def test_a_fault_is_overcome_or_one_sentence(
 ) -> None:
     environment = hub.environment(tmp_path / "home", TOKEN)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    if case.do == PUSH:
+    if PUSH in case.do:
         hub.create("ann/merged")
     for fault in case.faults:
         hub.inject(fault)
@@ -122,7 +127,7 @@ def test_a_fault_is_overcome_or_one_sentence(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     again = client.ask(environment, case.do, {"folder": str(folder), "pr": False})
     assert again.error is None, again
-    if case.do == PUSH:
+    if PUSH in case.do:
         names = set(client.ask(environment, "value = api.list_repo_files('ann/merged')", {}).value)
         assert names >= {path.name for path in folder.iterdir()}
         assert (
@@ -187,6 +192,35 @@ def test_a_repository_that_changed_meanwhile_is_left_as_it_is(
     files = client.ask(environment, "value = api.list_repo_files('ann/merged')", {}).value
     assert set(files) == {".gitattributes", "notes.txt"}
     assert client.ask(environment, PUSH, {"folder": str(folder), "pr": False}).error is None
+
+
+@pytest.mark.parametrize("moment", ["/ann/merged/preupload/", COMMIT])
+def test_a_repository_that_got_the_same_files_meanwhile_is_as_it_should_be(
+    hub: Hub, folder: Path, tmp_path: Path, moment: str, table: list[tuple[str, str]]
+) -> None:
+    hub.create("ann/merged")
+    hub.inject(Fault(moment, "POST", delay=1.0))
+    while_waiting(hub, "POST", moment, lambda: hub.commit_folder("ann/merged", folder))
+    reply = client.ask(hub.environment(tmp_path / "home", TOKEN), PUSH, {"folder": str(folder), "pr": False})
+    table.append((f"the same files meanwhile, at {moment.split('/')[3]}", said(reply)))
+    assert reply.error is None, reply
+    commits = client.ask(
+        hub.environment(tmp_path / "home"), "value = [c.commit_id for c in api.list_repo_commits('ann/merged')]", {}
+    ).value
+    assert len(commits) == 2
+    assert reply.value == f"{hub.url}/ann/merged/commit/{commits[0]}"
+
+
+def test_no_network_is_one_sentence(tmp_path: Path, table: list[tuple[str, str]]) -> None:
+    with Hub(tmp_path / "hub") as gone:
+        environment = gone.environment(tmp_path / "home", TOKEN)
+    reply = client.ask(environment, IMPATIENT + PULL, {})  # at a port where nobody listens any more
+    table.append(("no network", said(reply)))
+    assert reply.error == "HfmegaError"
+    assert reply.text.startswith("the connection to the Hub failed for ann/source (")
+    offline = client.ask({**environment, "HF_HUB_OFFLINE": "1"}, PULL, {})
+    table.append(("offline, with a cold cache", said(offline)))
+    assert (offline.error, offline.text.partition(",")[0]) == ("HfmegaError", "ann/source is not in the cache")
 
 
 def test_a_folder_that_is_there_already_makes_no_commit(

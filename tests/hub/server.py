@@ -32,6 +32,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before the answer
     cut_after: int | None = None  # close the connection after so many bytes of the body
+    stop_reading: int | None = None  # close the connection after so many bytes of what is sent here
     drop: bool = False  # close the connection in place of an answer
     flip_byte: int | None = None  # the byte of the body to send inverted
     after: bool = False  # do the work first: only the answer is lost (drop) or replaced (status)
@@ -181,9 +182,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub = self.server.hub
-        # Read before anything fails: to close with bytes unread is a reset, which clients treat otherwise.
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = hub.note(self.command, self.path.partition("?")[0])
+        length = int(self.headers.get("Content-Length", 0))
+        if fault.stop_reading is not None:
+            self.rfile.read(min(length, fault.stop_reading))
+            self.close_connection = True
+            return
+        # Read before anything else fails: to close with bytes unread is a reset, which clients treat otherwise.
+        body = self.rfile.read(length)
         hub.pause(fault.delay)
         lost = fault.drop or fault.status is not None
         response = Response() if lost and not fault.after else hub.answer(self, body)
