@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+
+from hfmega.run import write_atomically
 
 DPI: Final = 160
 WIDTH: Final = 8.0  # inches: about the column of a model page, so that 9 points stay 9 points
@@ -31,7 +34,9 @@ LOOKS: Final = {
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG without the version of matplotlib in it."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    content = BytesIO()
+    figure.savefig(content, dpi=DPI, metadata={"Software": None})
+    write_atomically(path, content.getvalue())
 
 
 def sheet(width: float, height: float) -> Figure:
