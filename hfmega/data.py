@@ -75,7 +75,7 @@ def open_dataset(
         splits = digits()
     elif Path(name).is_dir():
         splits = _load(datasets.load_dataset, name, str(Path(name).resolve()))
-        name = Path(name).resolve().name
+        name = hub.name_of(Path(name))
     else:
         revision = hub.dataset_revision(name, token)
         splits = _load(datasets.load_dataset, name, name, revision=revision, token=token)
