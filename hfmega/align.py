@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx
 
 from hfmega import HfmegaError
 from hfmega.rng import permutation
 from hfmega.spaces import Axis, Permutations, Space, Spaces, permute, turn
+from hfmega.tensors import read_tensors
 from hfmega.tracer import spaces_of, state_names, trace
 
 Method = Literal["none", "weights", "activations"]
@@ -228,20 +227,12 @@ def apply(
 def read(path: Path, leaves: int) -> tuple[Permutations, ...]:
     """The permutations in a `recipe.safetensors`. Raises HfmegaError for what is none."""
     found: list[dict[str, Tensor]] = [{} for _ in range(leaves)]
-    for key, order in load(path).items():
+    for key, order in read_tensors(path, str(path)).items():
         prefix, leaf, space = (*key.split("/", 2), "", "")[:3]
         if prefix != PREFIX:
             continue
-        if not leaf.isdigit() or int(leaf) >= leaves or order.dtype != torch.int64:
+        known = leaf in map(str, range(leaves)) and order.dtype == torch.int64 and order.dim() == 1
+        if not known or not torch.equal(order.sort().values, torch.arange(len(order))):
             raise HfmegaError(f"{path} holds {key}, which is no permutation of one of {leaves} sources.")
         found[int(leaf)][space] = order
     return tuple(found)
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `recipe.safetensors`. Raises HfmegaError for a file that cannot be read."""
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HfmegaError(f"{path} cannot be read: {error}") from error
-    return tensors

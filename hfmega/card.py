@@ -14,7 +14,7 @@ from typing import Any, Final
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfmega import __version__, hub
+from hfmega import __version__, hub, printable
 from hfmega.evaluate import Evaluation
 from hfmega.lineage import DataEntry, Lineage, Reference, Result, SourceEntry
 from hfmega.recipe import source_alone, uniform_average
@@ -129,17 +129,20 @@ def render(template: str, **values: Any) -> str:
 
 
 def inert(value: object) -> str:
-    """A value from outside as Markdown text in one line: shown as it is, starting no markup, table cell or HTML.
+    """A value from outside as Markdown text in one line: shown as it is, starting no markup, table cell, HTML or link.
 
     What could start something becomes a character reference, which is never structure (CommonMark 0.31, section 2.5).
+    Addresses are links without any markup (GFM 0.29, section 6.9), so they lose a character in the same way.
     """
     line = "".join(c for c in " ".join(str(value).split()) if c.isprintable())
     structure = r"[&<>|`*\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(:\[]|^[-+#=]"
+    structure += r"|(?<=^\d)[.)]|(?<=^\d\d)[.)]|:(?=//)|(?<=www)\.|@(?=\S*\.)"
     return re.sub(structure, lambda found: f"&#{ord(found[0])};", line)
 
 
 def code(text: str) -> str:
-    """A shell command as a block of code, also if it holds what would end the block."""
+    """A shell command as a block of code, also if it holds what would end the block or move a terminal's cursor."""
+    text = printable(text)
     if re.search(r"[<`\n\r]", text):
         return f"<pre><code>{escape(text, quote=False)}</code></pre>"
     return f"```bash\n{text}\n```"

@@ -1,10 +1,10 @@
 """timm's `config.json` as it may come from anyone: read, brought to one layout, and checked before anything uses it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
 
 from hfmega import HfmegaError
@@ -51,8 +51,8 @@ def read(path: Path, where: str) -> dict[str, Any]:
     Raises HfmegaError for a file that cannot be read, or in which something has no sense.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = from_json(path.read_bytes())  # which takes no half of a surrogate pair, that no file can be written of
+    except (OSError, ValueError) as error:
         raise HfmegaError(f"{path.name} of {where} cannot be read: {error}") from error
     if not isinstance(config, dict) or "architecture" not in config:
         raise HfmegaError(f"{path.name} of {where} is not a timm config: it names no architecture.")

@@ -2,17 +2,20 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from datasets.arrow_reader import ReadInstruction
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from hfmega.steady import steady
 Rows = NDArray[np.int64]
 DEFAULT_DATASET: Final = "uoft-cs/cifar10"
 DIGITS_TRAIN: Final = 1297
+LONGEST: Final = 200  # times the shorter side of an image
 EVALUATION_SPLITS: Final = ("test", "validation", "val", "valid")
 
 
@@ -71,7 +75,7 @@ def open_dataset(
         splits = digits()
     elif Path(name).is_dir():
         splits = _load(datasets.load_dataset, name, str(Path(name).resolve()))
-        name = Path(name).resolve().name
+        name = hub.name_of(Path(name))
     else:
         revision = hub.dataset_revision(name, token)
         splits = _load(datasets.load_dataset, name, name, revision=revision, token=token)
@@ -107,7 +111,7 @@ def _load(load: Callable[..., Any], name: str, path: str, **options: Any) -> Any
         return steady(load, path, **options)
     except hub.CLIENT_ERRORS as error:
         raise hub.explained(error, f"dataset {name}") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # it parses cards, tables and archives of anyone, and raises what they come upon
         raise HfmegaError(f"the dataset {name} cannot be read: {_first_line(error)}") from error
 
 
@@ -222,15 +226,25 @@ def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) 
     transform = create_transform(**preprocessing, is_training=False, use_prefetcher=True)
     mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
     order, _ = label_order(dataset.classes, config.get("label_names"))
+    _check_memory(len(rows) * prod(preprocessing["input_size"]), name, preprocessing["input_size"])
     digest, images, labels = hashlib.sha256(), [], []
     for where, content, label in _read(dataset, rows):
+        output = order[label] if order and 0 <= label < len(order) else label
+        if not 0 <= output < config["num_classes"]:
+            raise HfmegaError(f"{where} has label {label}, but the network has {config['num_classes']} classes.")
         digest.update(content + label.to_bytes(8, "little", signed=True))
         images.append(transform(_decode(content, mode, where)))
-        labels.append(label if order is None or not 0 <= label < len(order) else order[label])
-    worst = max(labels) if min(labels) >= 0 else min(labels)
-    if not 0 <= worst < config["num_classes"]:
-        raise HfmegaError(f"the split {name} has label {worst}, but the network has {config['num_classes']} classes.")
+        labels.append(output)
     return Split(name, torch.stack(images), torch.tensor(labels), digest.hexdigest())
+
+
+def _check_memory(needed: int, name: str, size: Sequence[int]) -> None:
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise HfmegaError(
+            f"the images of the split {name} take {needed / 1e9:,.1f} GB at {size[1]} x {size[2]} pixels, and "
+            f"{free / 1e9:,.1f} GB are free: name fewer images."
+        )
 
 
 def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -262,15 +276,34 @@ def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, bytes, int]]:
         part = part.cast_column(dataset.image_column, datasets.Image(decode=False)).select(inside)
         for row, example in zip(inside, part, strict=True):
             image, label = example[dataset.image_column], example[dataset.label_column]
+            where = f"row {row} of {name} in {dataset.id}"
             if not isinstance(label, int):
-                raise HfmegaError(
-                    f"row {row} of {name} in {dataset.id} has the label {label!r}, which is not a class number."
-                )
-            yield f"row {row} of {name} in {dataset.id}", image["bytes"] or Path(image["path"]).read_bytes(), label
+                raise HfmegaError(f"{where} has the label {label!r}, which is not a class number.")
+            yield where, _content(image, where), label
+
+
+def _content(image: dict[str, Any] | None, where: str) -> bytes:
+    """The encoded image of a row: its own bytes, or those of the file that it names; never of a device or a pipe."""
+    known = image or {}
+    if known.get("bytes"):
+        return bytes(known["bytes"])
+    try:
+        path = Path(known.get("path") or "")
+        if path.is_file():
+            return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise HfmegaError(f"{where} names an image file that cannot be read: {_first_line(error)}") from error
+    raise HfmegaError(f"{where} has no image.")
 
 
 def _decode(content: bytes, mode: str, where: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content)).convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HfmegaError(f"{where} is not an image that can be read: {_first_line(error)}") from error
+    """The pixels. What would take very many of them is refused by its header: PIL's warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content))
+            if max(image.size) > LONGEST * min(image.size):  # its shorter side is what is scaled to the network's size
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            return image.convert(mode)
+        except Exception as error:  # PIL's decoders raise whatever their parsing comes upon
+            raise HfmegaError(f"{where} is not an image that can be read: {_first_line(error)}") from error

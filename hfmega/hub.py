@@ -4,6 +4,7 @@ huggingface_hub is the only client. Everything that leaves this room is a plain 
 All files of a source come from one commit, and each is compared with the hash that the Hub states for it.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -119,7 +120,12 @@ def _from_folder(folder: Path) -> Checkpoint:
     _require_safetensors(str(folder), files)
     config = read_config(folder / CONFIG, str(folder))
     sha256 = sha256_of(folder / WEIGHTS)
-    return Checkpoint(folder.resolve().name, None, None, folder.resolve(), sha256, config, _license(folder / CARD))
+    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, config, _license(folder / CARD))
+
+
+def name_of(folder: Path) -> str:
+    """The name of a folder as text that can be written into a file, whatever bytes it has on the disk."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ def _license(card: Path) -> str | None:
     except (OSError, ValueError, YAMLError):
         return None
     found = metadata.get("license")
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and found.isprintable() else None
 
 
 def pull_merge(merge: str, token: str | None = None) -> Path:

@@ -16,10 +16,11 @@ from hfmega import HfmegaError, align, hub
 from hfmega.compare import Verdict
 from hfmega.data import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
 from hfmega.hub import Checkpoint
-from hfmega.recipe import Recipe, Sources
+from hfmega.recipe import Recipe, Sources, Static
 from hfmega.run import WORK, write_atomically
 from hfmega.search import Generation
 from hfmega.settings import WITH_EVIDENCE
+from hfmega.tensors import read_tensors
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
 FORMAT_VERSION: Final = 1
@@ -228,13 +229,13 @@ def with_offsets(lineage: Lineage, path: Path) -> Lineage:
     """The lineage with the offsets that lie beside it. Raises HfmegaError when they are missing or of another shape."""
     if lineage.recipe.genome == "model" and all(node.recipe.genome == "model" for node in lineage.nodes):
         return lineage
-    tensors = align.load(path)
+    tensors = read_tensors(path, str(path))
 
     def whole(recipe: Recipe, key: str) -> Recipe:
         if recipe.genome == "model":
             return recipe
         offsets = tensors.get(key)
-        if offsets is None or offsets.dim() != 2 or offsets.shape[1] != len(recipe.coefficients):
+        if offsets is None or offsets.dim() != 2 or not len(offsets) or offsets.shape[1] != len(recipe.coefficients):
             raise HfmegaError(f"{path} lacks the coefficients of each {recipe.genome} ({key}).")
         return replace(recipe, offsets=tuple(offsets.double().flatten().tolist()))
 
@@ -289,19 +290,31 @@ def rebuilt(lineage: Lineage, folder: Path, places: Path | None, token: str | No
     if lineage.aligned:
         permutations = align.read(folder / hub.RECIPE, len(states))
         states = align.apply(checkpoints[0].config, states, permutations)
-    statistics = folder / hub.STATISTICS
-    sources = mix(checkpoints, states)
+    sources, path = mix(checkpoints, states), folder / hub.STATISTICS
     if lineage.recipe.static and lineage.recipe.static.method in WITH_EVIDENCE:
-        tensors = align.load(folder / hub.RECIPE)
-        sources.evidence = {k.removeprefix(f"{EVIDENCE}/"): v for k, v in tensors.items() if k.startswith(EVIDENCE)}
-    state = rebuild(sources, lineage.recipe, align.load(statistics) if statistics.exists() else {})
-    return Rebuilt(checkpoints, sources, state)
+        sources.evidence = read_evidence(folder / hub.RECIPE, lineage.recipe.static, sources)
+    statistics = read_tensors(path, str(path)) if lineage.recipe.calibrate and path.exists() else {}
+    return Rebuilt(checkpoints, sources, rebuild(sources, lineage.recipe, statistics))
+
+
+def read_evidence(path: Path, static: Static, sources: Sources) -> dict[str, Tensor]:
+    """What images said of the sources, of a `recipe.safetensors`. Raises HfmegaError for what does not fit them."""
+    tensors = read_tensors(path, str(path))
+    found = {key.removeprefix(f"{EVIDENCE}/"): t for key, t in tensors.items() if key.startswith(f"{EVIDENCE}/")}
+    shapes = {slot.name: slot.shape for slot in sources.layout.slots if slot.parameter}
+    if static.method == "regmean":
+        shapes = {name: (math.prod(shape[1:]),) * 2 for name, shape in shapes.items() if shape}
+    expected = {f"{leaf}/{name}": shape for leaf in range(len(sources)) for name, shape in shapes.items()}
+    for key, tensor in found.items():
+        if tuple(tensor.shape) != expected.get(key) or not tensor.is_floating_point():
+            raise HfmegaError(f"{path} holds {EVIDENCE}/{key}, which is no {static.method} of its sources.")
+    return found
 
 
 def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: str | None) -> Checkpoint:
     """The checkpoint of a lineage entry: from the Hub at its commit, else where it lay, else under `places` by hash."""
     if entry.repo_id:
-        checkpoint = hub.pull(f"{entry.repo_id}@{entry.revision}", token)
+        checkpoint = hub.pull(f"hf://{entry.repo_id}@{entry.revision}", token)  # so written, it is never a folder
         if checkpoint.sha256 != entry.sha256:
             raise HfmegaError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
         return checkpoint

@@ -190,3 +190,9 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise HfmegaError(f"timm cannot build {architecture} from this config: {error}") from error
     return model.eval()  # type: ignore[no-any-return]
+
+
+def sizes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape of the network that a config describes, without its memory. Raises as `build` does."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}

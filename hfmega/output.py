@@ -10,6 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
+
+from hfmega import printable
 
 
 class Output:
@@ -17,10 +20,10 @@ class Output:
 
     def __init__(self, as_json: bool = False, muted: bool = False, verbose: bool = False) -> None:
         self.as_json, self.muted, self.verbose = as_json, muted, verbose
-        self._console = Console(stderr=True, quiet=muted, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, quiet=muted, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Said only with -v."""
@@ -28,11 +31,11 @@ class Output:
             self.say(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(printable(title)), title_justify="left")
         for position, column in enumerate(columns):
-            table.add_column(column, justify="left" if position == 0 else "right")
+            table.add_column(Text(printable(column)), justify="left" if position == 0 else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self._console.print(table, soft_wrap=False)
 
     def result(self, path: Path | str, fields: dict[str, Any]) -> None:
@@ -46,7 +49,7 @@ class Output:
         """One line with the newest figures, a bar and an ETA on a terminal (80 columns do); elsewhere plain lines."""
         bar = Progress(
             SpinnerColumn("line"),  # of ASCII
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=5),
             TextColumn("ETA"),
             TimeRemainingColumn(compact=True),
@@ -69,6 +72,6 @@ class Bar:
 
     def line(self, figures: str) -> None:
         """The newest figures: beside the bar on a terminal, on a line of their own elsewhere."""
-        self._progress.update(self._task, description=figures)
+        self._progress.update(self._task, description=printable(figures))
         if self._progress.disable:
             self._output.say(figures)

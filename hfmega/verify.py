@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from hfmega import HfmegaError, __version__, align, card, hub, lineage
+from hfmega import HfmegaError, __version__, card, hub, lineage
 from hfmega.choose import ensembles, rivals
 from hfmega.compare import Answers, answers, compare, wilson
 from hfmega.data import Dataset, Split, load_split, open_dataset
@@ -18,6 +18,7 @@ from hfmega.hub import Checkpoint
 from hfmega.lineage import Lineage, Rebuilt
 from hfmega.recipe import centroid, source_alone
 from hfmega.splits import SplitRequest, plan_splits
+from hfmega.tensors import read_tensors
 from hfmega.weights import load_weights
 
 TOLERANCE: Final = 0.001  # of accuracies, or one image if that is more: forward passes differ between processors
@@ -181,7 +182,7 @@ def same_statistics(merge: Merge, evaluator: Evaluator) -> str:
     if not made.recipe.calibrate:
         require(not path.exists(), f"there is a {hub.STATISTICS}, but the recipe asks for none")
         return "none were re-estimated"
-    recorded = align.load(path)
+    recorded = read_tensors(path, str(path))
     found = evaluator.statistics(made.recipe)
     require(found.keys() == recorded.keys(), f"{hub.STATISTICS} has other tensors than the network")
     for name, tensor in found.items():

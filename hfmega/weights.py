@@ -3,41 +3,32 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from hfmega import HfmegaError, hub
 from hfmega.data import preprocessing_of
 from hfmega.hub import Checkpoint
-from hfmega.models import build
+from hfmega.models import build, sizes
 from hfmega.recipe import Recipe, Sources
 from hfmega.run import write_atomically
+from hfmega.tensors import read_tensors
+
+STATISTICS: Final = ("running_mean", "running_var")
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors of a checkpoint. Raises HfmegaError for a broken file, or a NaN or Inf in it."""
-    try:
-        state: dict[str, Tensor] = load_file(checkpoint.weights)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HfmegaError(f"{checkpoint.name}: {hub.WEIGHTS} cannot be read: {error}") from error
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise HfmegaError(f"{checkpoint.name}: the tensor {name} has NaN or Inf weights.")
-    return state
+    return read_tensors(checkpoint.weights, f"{checkpoint.name}: {hub.WEIGHTS}")
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
     """Raises HfmegaError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
     first, state = checkpoints[0], states[0]
-    classes = first.config["num_classes"]
-    if not any(classes in tensor.shape for tensor in state.values()):  # before a network of any size is built
-        raise HfmegaError(f"{first.name} has {classes} classes by its {hub.CONFIG}, but no tensor of that size.")
-    expected = {name: tuple(t.shape) for name, t in build(first.config).state_dict().items()}
-    _same_tensors(first.name, state, f"timm's {first.config['architecture']}", expected)
+    _same_tensors(first.name, state, f"timm's {first.config['architecture']}", sizes(first.config))
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
         theirs = _identity(other.config)
         for what, a in _identity(first.config).items():
@@ -70,7 +61,7 @@ def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expecte
     if surplus := sorted(state.keys() - expected.keys()):
         raise HfmegaError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
     for key, tensor in state.items():
-        if not tensor.is_floating_point() and key.endswith((".weight", ".bias", "running_mean", "running_var")):
+        if not tensor.is_floating_point() and key.endswith((".weight", ".bias", *STATISTICS)):
             raise HfmegaError(f"{name} has {key} as {tensor.dtype}: weights are floating-point numbers.")
         if tuple(tensor.shape) != expected[key]:
             raise HfmegaError(
@@ -92,10 +83,17 @@ def mix(
 
 
 def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a recipe with its re-estimated BatchNorm statistics: the weights of the merged model."""
+    """The state dict of a recipe with its re-estimated BatchNorm statistics: the weights of the merged model.
+
+    Raises HfmegaError for anything else that is called statistics.
+    """
     flat = torch.empty(sources.layout.size, device=sources.device)
     sources.materialize(recipe, flat)
     state = sources.state_dict(flat)
+    for name, tensor in statistics.items():
+        known = name.endswith(STATISTICS) and name in state and tensor.is_floating_point()
+        if not known or tensor.shape != state[name].shape:
+            raise HfmegaError(f"{hub.STATISTICS} has {name} of shape {tuple(tensor.shape)}: the network has no such.")
     return {**state, **{name: tensor.to(state[name].dtype) for name, tensor in statistics.items()}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -12,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from hub.cards import check
+import yaml
+from hub.cards import FRONT_MATTER, check
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import save_model
 
-from hfmega import card, diagram, figures
+from hfmega import card, diagram, figures, printable
 from hfmega.compare import wilson
 from hfmega.evaluate import Evaluation
-from hfmega.lineage import Candidate, DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
+from hfmega.lineage import Candidate, Control, DataEntry, Lineage, NodeEntry, Reference, Result, SourceEntry, SplitEntry
 from hfmega.models import build
+from hfmega.output import Output
 from hfmega.recipe import Noise, Recipe, source_alone, uniform_average
 from hfmega.search import Generation
 from hfmega.search.ga import DEFAULT, PAPER
@@ -336,6 +340,119 @@ def test_hostile_names_and_notes_are_inert(tmp_path: Path) -> None:
     assert [row.count("|") for row in rows] == [5, 5, 8]  # source and calibrated source in one table, then the lineage
     assert text.count("```") == 2  # the example; the command fell back on <pre>
     assert f"<pre><code>hfmega merge '{HOSTILE.replace('<', '&lt;').replace('>', '&gt;')}' plain_name" in text
+
+
+# What would be structure in Markdown, HTML, YAML, Jinja, a shell, a terminal or rich, were it not inert.
+TEXTS = [
+    "a|b `c` *d* __e__ ~~f~~ $g$ \\| |",
+    "](javascript:alert(1)) [x](javascript:alert(1)) ![x](http://x/y.png) <http://x> [x]: http://x",
+    "<script>alert(1)</script><img src=x onerror=alert(1)><!-- </pre></code>",
+    "\n---\nlicense: mit\n---\n# heading\n\n```\ncode\n```\n<pre>",
+    "{{ 7 * 7 }}{% raw %}{# #}{{ lineage.__class__ }}",
+    "!!python/object/apply:os.system [x]",
+    "'\"\\t: &a *a %TAG",
+    "\x1b[31m\x1b]0;title\x07\x9b\u202e\u2028 [bold]x[/bold][/]",
+    "$(reboot) `reboot`; reboot && reboot",
+    "1. x",
+    "- x",
+    "> x",
+    "#x",
+    "https://evil.example www.evil.example ann@evil.example",
+]
+
+
+def from_outside(text: str) -> Lineage:
+    """A merge in which every text is this one."""
+    made = lineage((text, "ann/" + text))
+    sources = tuple(replace(s, license=text, revision=s.revision and text) for s in made.sources)
+    node = replace(made.nodes[0], name=text, inputs=(text, text), chosen=text)
+    control = Control(text, text, 0.7, (0.6, 0.8), 0.69, 0.01, 0.02, (0.01, 0.03), 0.01, 1000)
+    splits = {purpose: replace(split, slice=text, fingerprint=text) for purpose, split in made.data.splits.items()}
+    return replace(
+        made,
+        hfmega_version=text,
+        architecture=text,
+        sources=sources,
+        nodes=(node, node),
+        settings={**SETTINGS, text: text, "method": text, "preset": text, "order": text, "image_column": text},
+        data=DataEntry("ann/" + text, text, {**splits, text: splits["test"]}),
+        environment={text: text},
+        references=tuple(replace(r, name=text) for r in made.references),
+        candidates=(Candidate(text, 1, 0.5, 0.5), Candidate("other" + text, 1, 0.5, 0.5)),
+        result=replace(made.result, sha256=text, chosen=text, best_reference=text),
+        controls=(control,),
+        notes=(text,),
+        leak=text,
+    )
+
+
+def structure(body: str) -> list[str]:
+    """What Markdown finds in a card but its text. A command is a block of code or <pre>, as it must be."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+    flat = [part for token in tokens for part in (token.children or [token])]
+    kinds = [
+        "code" if t.type in ("fence", "html_block") else t.type for t in flat if t.type not in ("text", "softbreak")
+    ]
+    raw = [t.content for t in flat if t.type.startswith("html")]
+    assert all(re.fullmatch(r"<pre><code>[^<]*</code></pre>\n", block) for block in raw), raw
+    return kinds
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_from_outside_is_inert_in_the_card(text: str) -> None:
+    made = from_outside(text)
+    content = card.text(made, CONFIG)
+    match = FRONT_MATTER.match(content)
+    assert match is not None
+    plain = FRONT_MATTER.split(card.text(from_outside("plain"), CONFIG))[-1]
+    assert structure(content[match.end() :]) == structure(plain)
+    assert content[match.end() :].replace("\n", "").isprintable()
+    shown = " ".join("".join(c for c in " ".join(text.split()) if c.isprintable()).split())
+    assert html.unescape(content).count(shown) >= 20
+    assert not re.search(r"https?://evil|www\.evil|ann@evil", content[match.end() :].split("## Reproduce")[0])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_from_outside_comes_back_from_the_front_matter(text: str) -> None:
+    match = FRONT_MATTER.match(card.text(from_outside(text), CONFIG))
+    assert match is not None
+    metadata = yaml.safe_load(match[1])
+    (entry,) = metadata["model-index"]
+    (result,) = entry["results"]
+    assert (metadata["base_model"][-1], metadata["datasets"]) == ("ann/" + text, ["ann/" + text])
+    assert entry["name"] == f"{text}.merged"
+    assert (result["dataset"]["name"], result["dataset"]["split"]) == ("ann/" + text, text)
+    assert result["dataset"]["revision"] == text
+    assert re.fullmatch(r"[\w./-]+", result["dataset"]["type"])
+    assert metadata["license"] == "other"
+    assert metadata.keys() == yaml.safe_load(FRONT_MATTER.match(card.text(from_outside("p"), CONFIG))[1]).keys()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_source_s_card_is_inert_too(tmp_path: Path, text: str) -> None:
+    def body(word: str) -> str:
+        record = {**RECORD, "dataset": "ann/" + word, "train_split": word, "held_out_split": word, "optimizer": word}
+        config = {**CONFIG, "architecture": word, "hfmega": {**record, "init": word}}
+        card.write_source_card(config, None, tmp_path)
+        return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    content = body(text)
+    match = FRONT_MATTER.match(content)
+    assert match is not None
+    assert structure(content[match.end() :]) == structure(FRONT_MATTER.split(body("plain"))[-1])
+    assert yaml.safe_load(match[1])["datasets"] == ["ann/" + text]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_console_obeys_no_text_from_outside(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.say(text)
+    output.table(text, [text, "b"], [[text, text]])
+    with output.progress("x", 2) as bar:
+        bar.line(text)
+    seen = capsys.readouterr().err
+    assert seen.replace("\n", "").isprintable()
+    assert seen.startswith(printable(text))
 
 
 def test_card_names_no_place_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

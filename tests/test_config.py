@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from test_fuzz import FUZZ, VALUES
 
 import hfmega
-from hfmega import HfmegaError, config
+from hfmega import HfmegaError, config, hub
 from hfmega.models import build
 
 GOOD: dict[str, Any] = {
@@ -124,3 +125,21 @@ def test_the_package_loads_no_pickle_and_runs_no_text() -> None:
     assert "import pickle" not in imported
     assert sum(ast.unparse(call.func) == "torch.load" for _, call in calls) == 1
     assert torch.load  # what is looked for exists
+
+
+def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    """Half of a surrogate pair is JSON, but would end a merge when its lineage is written."""
+    with pytest.raises(HfmegaError, match=r"^config\.json of here cannot be read: unexpected end of hex escape"):
+        read(tmp_path, {**GOOD, "label_names": ["\ud800", "b"]})
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_spawn"), reason="only POSIX names folders in bytes")
+def test_a_folder_whose_name_is_no_text_has_a_name_that_is(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b"))
+    assert hub.name_of(odd) == "\ufffd\x1b"
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"a\\eb"', "[mit]", "!!python/object/apply:os.getpid []"])
+def test_a_license_that_is_no_line_of_text_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {text}\n---\n")
+    assert hub._license(tmp_path / "README.md") is None

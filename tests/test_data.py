@@ -1,19 +1,30 @@
 """From a dataset to tensors: columns, labels, preprocessing, and what cannot be read."""
 
 import io
+import struct
+import tracemalloc
+import warnings
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from hfmega import HfmegaError
-from hfmega.data import Dataset, Split, label_order, load_split, normalizer, open_dataset
+from hfmega.data import Dataset, Split, _decode, label_order, load_split, normalizer, open_dataset
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -41,6 +52,16 @@ def wrapped(contents: Sequence[bytes], labels: Sequence[int], names: Sequence[st
 def pixels(count: int) -> list[np.ndarray]:
     """Real images: the first digits as 8x8 RGB."""
     return [np.repeat(np.uint8(image * 15)[..., None], 3, axis=2) for image in load_digits().images[:count]]
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1)[0]).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+ENCODED = [encoded(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX")]
+FUZZ = hypothesis_settings(max_examples=2000, deadline=None, database=None)
 
 
 def load(dataset: Dataset, **changes: Any) -> Split:
@@ -215,7 +236,8 @@ def test_a_label_that_the_network_has_no_output_for_is_refused(labels: list[int]
     dataset = wrapped([png(image) for image in pixels(3)], labels, ("cat", "dog", "owl"))
     with pytest.raises(HfmegaError) as refused:
         load(dataset, num_classes=2)
-    assert str(refused.value) == f"the split test has label {worst}, but the network has 2 classes."
+    row = labels.index(worst)
+    assert str(refused.value) == f"row {row} of test in ann/pets has label {worst}, but the network has 2 classes."
 
 
 def test_a_label_that_is_no_number_is_refused_with_its_row() -> None:
@@ -236,6 +258,89 @@ def test_an_image_that_cannot_be_read_is_refused_with_its_row(damage: str) -> No
     contents[2] = {"truncated": contents[2][:120], "text": b"<html>not found</html>", "empty": b"\x89PNG\r\n"}[damage]
     with pytest.raises(HfmegaError, match=r"^row 2 of test in ann/pets is not an image that can be read: "):
         load(wrapped(contents, [0, 1, 0]))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it has so many pixels, and holds few of them."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    packed = (struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ((60_000, 60_000), "decompression bomb DOS attack"),
+        ((12_000, 10_000), "could be decompression bomb"),  # where PIL only warns
+        ((80_000_000, 1), "80000000 x 1 pixels"),  # as 32 pixels high it would be 2.5 billion wide
+        ((0, 5), "not an image"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_is_decoded(size: tuple[int, int], why: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(
+        HfmegaError, match=rf"^row 1 of test in ann/pets is not an image that can be read: .*{why}|{why}"
+    ):
+        load(wrapped([png(pixels(1)[0]), png_header(*size)], [0, 1]))
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@FUZZ
+@given(st.data())
+def test_any_image_is_pixels_or_one_sentence(data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from(ENCODED))
+    at, drop = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 12))
+    content = whole[:at] + data.draw(st.binary(max_size=12)) + whole[at + drop :]
+    with suppress(HfmegaError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PIL about EXIF and palettes
+        assert _decode(content, "RGB", "row 0").mode == "RGB"
+
+
+def test_a_row_without_an_image_is_refused(tmp_path: Path) -> None:
+    broken = ({"bytes": None, "path": None}, {"bytes": None, "path": "/dev/zero"}, {"bytes": b"", "path": "a\0b"}, None)
+    for image in broken:
+        with pytest.raises(HfmegaError, match=r"^row 0 of test in ann/pets (has no image|names an image file)"):
+            load(replace(wrapped([png(pixels(1)[0])], [0]), splits=one_row(image)))
+    (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
+    named = one_row({"bytes": None, "path": str(tmp_path / "a.png")})
+    assert len(load(replace(wrapped([png(pixels(1)[0])], [0]), splits=named))) == 1
+
+
+def one_row(image: dict[str, Any] | None, label: int = 0, kind: Any = None) -> datasets.DatasetDict:
+    """What a parquet file may hold, without what `datasets` checks when it writes one."""
+    images = pa.array([image], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"image": images, "label": pa.array([label], kind or pa.int64())})
+    return datasets.DatasetDict({"test": datasets.Dataset(table)})
+
+
+def test_a_label_beyond_64_bits_is_refused_with_its_row() -> None:
+    splits = one_row({"bytes": png(pixels(1)[0]), "path": None}, 2**64 - 1, pa.uint64())
+    with pytest.raises(HfmegaError, match=r"^row 0 of test in ann/pets has label 18446744073709551615, but"):
+        load(replace(wrapped([], []), splits=splits))
+
+
+def test_images_that_no_memory_holds_are_refused_before_any_is_decoded(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()._replace(available=8_000_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(HfmegaError) as refused:
+        load_split(digits, np.arange(500), config(3, 4096, 4096), "test")
+    assert str(refused.value) == (
+        "the images of the split test take 25.2 GB at 4096 x 4096 pixels, and 8.0 GB are free: name fewer images."
+    )
+
+
+def test_a_dataset_with_a_script_does_not_run_it(folder: Path) -> None:
+    (folder / "pets.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    with pytest.raises(HfmegaError, match=r"^the dataset .* cannot be read"):
+        open_dataset(str(folder))
+    write_parquet(folder, image=datasets.Image(), y=datasets.ClassLabel(names=["cat"]))
+    with suppress(HfmegaError):
+        assert open_dataset(str(folder)).classes == ("cat",)
+    assert not (folder / "ran").exists()
 
 
 def test_the_fingerprint_changes_with_a_label_a_pixel_or_the_rows() -> None:

@@ -77,12 +77,17 @@ class Hub:
 
     def commit_folder(self, repo_id: str, folder: Path, kind: str = "model", message: str = "Upload") -> str:
         """Add all files of a folder to main without a client; returns the id of the commit."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return self.commit(repo_id, contents, kind, message)
+
+    def commit(self, repo_id: str, contents: Mapping[str, bytes], kind: str = "model", message: str = "Upload") -> str:
+        """Add files of any name to main without a client, which would refuse some; returns the id of the commit."""
         with self._site.store.lock:
             repository = self._repository(repo_id, kind)
             parent = repository.find("main")
             files = dict(parent.files) if parent else {}
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+            for name, content in contents.items():
                 files[name] = repository.add(content, belongs_to_lfs(name, len(content)))
             about = {"title": message, "author": repository.owner}
             return repository.commit("refs/heads/main", parent, files, **about).id
