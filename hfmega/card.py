@@ -261,6 +261,7 @@ def command(lineage: Lineage) -> str:
         if value is not None and value != defaults.get(flag):
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words.append("--calibrate" if settings["calibrate"] else "--no-calibrate")
+    words += ["--exact"] if settings.get("exact", True) and not known.exact else []
     words += ["--control"] if settings.get("control") else []
     words += ["--allow-leak"] if settings.get("allow_leak") else []
     processes = lineage.environment.get("num_processes", 1)

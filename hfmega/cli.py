@@ -137,6 +137,7 @@ def cli() -> None:
     show_default=True,
     help="Permute the channels of the sources to match the first one's.",
 )
+@click.option("--exact", is_flag=True, help="No racing: every individual sees every fitness image.")
 @click.option("--control", is_flag=True, help="Also what the best source gains alone, with the same budget.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
 @click.option(
@@ -208,6 +209,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         align=flags["align"],
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
+        exact=flags["exact"] or preset.exact,
         control=flags["control"],
         seed=flags["seed"],
         overwrite=flags["overwrite"],
@@ -531,6 +533,10 @@ def main() -> None:
         if debug or not lost_a_peer(error):
             raise
         fail("another process of this run has ended; the same command resumes where it stopped.", 1)
+    finally:
+        from hfmega.launch import leave
+
+        leave()
 
 
 def disk_problem(error: OSError) -> str:

@@ -53,7 +53,7 @@ def answers(log_probabilities: Tensor, labels: Tensor) -> Answers:
     finite = log_probabilities.isfinite().all(dim=1)
     correct = (log_probabilities.argmax(dim=1) == labels) & finite
     loss = -log_probabilities.gather(1, labels[:, None])[:, 0].double()
-    return Answers(correct.numpy(), loss.where(finite, float("inf")).numpy())
+    return Answers(correct.cpu().numpy(), loss.where(finite, float("inf")).cpu().numpy())
 
 
 def pool(first: Answers, second: Answers) -> Answers:

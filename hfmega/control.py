@@ -17,7 +17,7 @@ from hfmega.output import Output
 from hfmega.recipe import Recipe, Sources
 from hfmega.settings import Method
 from hfmega.train import TrainSettings, fit
-from hfmega.tree import searcher_of
+from hfmega.tree import scores_of, searcher_of
 from hfmega.weights import rebuild
 
 SEARCH_ALONE: Final = "search over the best source alone"
@@ -72,7 +72,7 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
     alike = replace(job, settings=replace(job.settings, method=method, search=settings))
     searcher, seen = searcher_of(alike, [best], job.settings.seed), job.evaluator.images_seen
     while not searcher.done:
-        searcher.tell(job.evaluator.scores(searcher.ask(), job.search))
+        searcher.tell(scores_of([searcher.ask()], alike)[0])
     cost = job.evaluator.images_seen - seen
     chosen = run_off(found_by(searcher), job.evaluator, {name: best}, job.search, job.confirm)
     before, judged = job.evaluator.answers([best, chosen.recipe], job.test)

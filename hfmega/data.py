@@ -4,7 +4,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from hfmega import HfmegaError, hub
+from hfmega.rng import permutation
 from hfmega.steady import steady
 
 Rows = NDArray[np.int64]
@@ -245,6 +246,17 @@ def _check_memory(needed: int, name: str, size: Sequence[int]) -> None:
             f"the images of the split {name} take {needed / 1e9:,.1f} GB at {size[1]} x {size[2]} pixels, and "
             f"{free / 1e9:,.1f} GB are free: name fewer images."
         )
+
+
+def stratified(split: Split) -> Split:
+    """The same images in a fixed random order, of which every beginning has each class in its share."""
+    labels = split.labels.numpy()
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rows[permutation(len(rows), 0, "stratified", label)]] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.lexsort((permutation(len(labels), 0, "stratified"), place))
+    return replace(split, images=split.images[order], labels=split.labels[order])
 
 
 def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from torch import nn
 
 from hfmega import hub
 from hfmega.data import Split, describe, normalizer, preprocessing_of
-from hfmega.evaluate import Evaluator, processes
+from hfmega.evaluate import Evaluator, any_images, processes
 from hfmega.job import choose_dataset
 from hfmega.models import build
+from hfmega.race import most_images
 from hfmega.recipe import Sources
 from hfmega.settings import MergeSettings
 from hfmega.splits import SplitPlan, plan_splits
@@ -85,6 +86,12 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
         evaluations = 2 * sources if settings.method == "greedy-soup" else 1
     calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
     searching = evaluations * (size["search"] + calibration)
+    if settings.searches and not settings.exact:
+        race = [
+            most_images(individuals, taken, size["search"], calibration)
+            for individuals, taken in ((ga.population, 0), (ga.population - 1, 1))
+        ]
+        searching = merges * (race[0] + (ga.generations - 1) * race[1])
     if settings.calibrate is None and statistics:
         searching += (sources + 1) * (2 * size["search"] + calibration)
     if (
@@ -107,7 +114,7 @@ def evaluation_rate(config: dict[str, Any]) -> float:
     model = build(config)
     sources = Sources([model.state_dict()], dict(model.named_parameters()), processes().device)
     evaluator = Evaluator(config, sources, calibration=None)
-    images = random_images(config, 4 * evaluator.batch_size)
+    images = any_images(config, 4 * evaluator.batch_size)
     split = Split("probe", images, torch.zeros(len(images), dtype=torch.int64), "probe")
     times = [evaluator.time(split)][1:]  # the first one is slower
     while sum(times) < PROBE_SECONDS:
@@ -119,14 +126,8 @@ def training_rate(config: dict[str, Any], settings: TrainSettings) -> float:
     """Images per second of training on this process's device, measured on random images."""
     device = processes().device
     model = build(config).to(device).to(memory_format=torch.channels_last)
-    images = normalizer(config, device)(random_images(config, settings.batch_size).to(device))
+    images = normalizer(config, device)(any_images(config, settings.batch_size).to(device))
     return settings.batch_size / seconds_per_step(model, images, settings, at_least=PROBE_SECONDS)
-
-
-def random_images(config: dict[str, Any], count: int) -> torch.Tensor:
-    """uint8 [count, channels, height, width] of noise."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (count, *preprocessing_of(config)["input_size"]), dtype=torch.uint8, generator=generator)
 
 
 def peak_bytes(config: dict[str, Any], sources: int, images: int) -> int:

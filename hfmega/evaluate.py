@@ -6,24 +6,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 
 from hfmega import HfmegaError
-from hfmega.compare import Answers, answers
-from hfmega.data import Dataset, Split, load_split, normalizer, rows_of
+from hfmega.compare import Answers, answers, pool
+from hfmega.data import Dataset, Split, load_split, normalizer, preprocessing_of, rows_of
+from hfmega.fold import fold
 from hfmega.hub import Checkpoint
 from hfmega.models import build
-from hfmega.recipe import Recipe, Sources
+from hfmega.race import Race, rungs, survivors
+from hfmega.recipe import Recipe, Sources, source_alone
 from hfmega.weights import check_mergeable, load_weights, mix
 
-# Measured fastest (CPU) or large enough to fill the device. Not probed by time: the batch size moves the last bits of a
-# forward pass, and a result must not depend on how busy the machine was.
-BATCH_SIZE: Final = {"cpu": 128, "cuda": 1024}
+# Measured fastest (CPU: a batch stays in the caches) or large enough to fill the device. Not probed by time: the batch
+# size moves the last bits of a forward pass, and a result must not depend on how busy the machine was.
+BATCH_SIZE: Final = {"cpu": 32, "cuda": 1024}
+CALIBRATION_BATCH: Final = {"cpu": 128, "cuda": 1024}  # statistics of small batches miss what lies between them
 
 T = TypeVar("T")
 
@@ -56,6 +62,13 @@ class Score:
         return self.correct / self.total
 
 
+def score_of(seen: Answers, exact: bool = True) -> Score:
+    """A candidate with NaN or Inf is the worst, never the best."""
+    if not math.isfinite(seen.mean_loss):
+        return Score(0, len(seen.correct), math.inf, exact)
+    return Score(int(seen.correct.sum()), len(seen.correct), seen.mean_loss, exact)
+
+
 class Evaluator:
     """One network on one device whose weights are views of a flat vector that recipes are materialized into.
 
@@ -74,6 +87,9 @@ class Evaluator:
         ]
         self._normalize = normalizer(config, sources.device)
         self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
+        self._calibration_batch = CALIBRATION_BATCH.get(sources.device.type, CALIBRATION_BATCH["cpu"])
+        self.sources.materialize(source_alone(0, len(sources)), self._flat)
+        self.folded = fold(self._model, self._normalize(any_images(config, 2).to(sources.device)))
         self._scores: dict[tuple[Recipe, str], Score] = {}
         self._answers: dict[tuple[Recipe, str], Answers] = {}
         self._ensembles: dict[tuple[tuple[Recipe, ...], str], Answers] = {}
@@ -101,9 +117,44 @@ class Evaluator:
             self.remember(recipe, split, score)
         return [self._scores[recipe, split.fingerprint] for recipe in recipes]
 
+    def race(
+        self,
+        populations: Sequence[Sequence[Recipe]],
+        split: Split,
+        rules: Race,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[list[Score]]:
+        """The scores of populations that race, each for itself; who stops early keeps its estimate, not `exact`.
+
+        After each rung those who go on are spread over the processes anew. Statistics are re-estimated from a share of
+        the calibration images as large as that of the images seen, so that who sees all of them is scored exactly.
+        """
+        fingerprint, done, seen = split.fingerprint, advance or (lambda _: None), dict[Recipe, Answers]()
+        running = [[r for r in dict.fromkeys(p) if (r, fingerprint) not in self._scores] for p in populations]
+        taken = [len(set(p)) - len(runners) for p, runners in zip(populations, running, strict=True)]
+        done(sum(map(len, populations)) - sum(map(len, running)))
+        for start, stop in pairwise([0, *rungs(len(split))]):
+            before = sum(map(len, running))
+            if start:
+                running = [
+                    [runners[k] for k in survivors([seen[r] for r in runners], busy, len(split) - start, rules)]
+                    for runners, busy in zip(running, taken, strict=True)
+                ]
+                done(before - sum(map(len, running)))
+            alive = list(dict.fromkeys(recipe for runners in running for recipe in runners))
+            found = self._spread(partial(self._look, split=split, start=start, stop=stop), alive)
+            for recipe, part in zip(alive, found, strict=True):
+                seen[recipe] = part if len(part.correct) == stop else pool(seen[recipe], part)
+        done(sum(map(len, running)))
+        scores = {recipe: score_of(part, len(part.correct) == len(split)) for recipe, part in seen.items()}
+        for recipe, score in scores.items():
+            self.remember(recipe, split, score)
+        return [[scores.get(r) or self._scores[r, fingerprint] for r in population] for population in populations]
+
     def remember(self, recipe: Recipe, split: Split, score: Score) -> None:
-        """Take a score that an earlier run computed."""
-        self._scores[recipe, split.fingerprint] = score
+        """Take a score that was computed, here or by an earlier run; an estimate is not kept."""
+        if score.exact:
+            self._scores[recipe, split.fingerprint] = score
 
     def forget(self, split: Split) -> None:
         """Know no score on a split any more."""
@@ -150,17 +201,24 @@ class Evaluator:
         return [done[i] for i in range(len(recipes))]
 
     def _score(self, recipe: Recipe, split: Split) -> Score:
-        self._prepare(recipe)
-        correct = torch.zeros((), dtype=torch.int64, device=self.sources.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.sources.device)
-        images, labels = self.resident(split)
-        for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
-            log_probabilities = self._forward(x)
-            correct += (log_probabilities.argmax(dim=1) == y).sum()
-            loss += nn.functional.nll_loss(log_probabilities, y, reduction="sum").double()
-        if not (torch.isfinite(loss) and self._sound):  # a candidate with NaN or Inf is the worst, never the best
-            return Score(0, len(split), float("inf"))
-        return Score(int(correct), len(split), float(loss) / len(split))
+        return score_of(self._look(recipe, split, 0, len(split)))
+
+    def _look(self, recipe: Recipe, split: Split, start: int, stop: int) -> Answers:
+        """What one recipe says of the images from start to stop, with folded BatchNorm; NaN or Inf: all wrong.
+
+        A recipe that re-estimates its statistics starts from the first image again, with more calibration images.
+        """
+        self._prepare(recipe, stop / len(split))
+        if recipe.calibrate and self.can_calibrate:
+            start = 0
+        if not self._sound:
+            return Answers(np.zeros(stop - start, bool), np.full(stop - start, math.inf))
+        images, labels = (part[start:stop] for part in self.resident(split))
+        network = self._model
+        if self.folded:
+            self.folded.update()
+            network = self.folded.network
+        return answers(torch.cat([self._forward(x, network) for x in images.split(self.batch_size)]), labels)
 
     def predict(self, recipe: Recipe, split: Split) -> Tensor:
         """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""
@@ -181,10 +239,10 @@ class Evaluator:
         return time.perf_counter() - started
 
     @torch.inference_mode()
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """uint8 images -> log-probabilities, float32 [images, classes]."""
         self.images_seen += len(images)
-        return self._model(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
+        return (network or self._model)(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
 
     def resident(self, split: Split) -> tuple[Tensor, Tensor]:
         """The split on the device, moved there once."""
@@ -214,14 +272,17 @@ class Evaluator:
         finally:
             self._model.eval()
 
-    def _prepare(self, recipe: Recipe) -> None:
-        """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that."""
+    def _prepare(self, recipe: Recipe, share: float = 1.0) -> None:
+        """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that.
+
+        share: of the calibration images that are used, at least two.
+        """
         self.sources.materialize(recipe, self._flat)
         if recipe.calibrate and self.can_calibrate:
             assert self._calibration is not None
-            self._calibrate(self._calibration)
+            self._calibrate(self.resident(self._calibration)[0][:: min(round(1 / share), len(self._calibration) // 2)])
 
-    def _calibrate(self, split: Split) -> None:
+    def _calibrate(self, images: Tensor) -> None:
         """Statistics as exact averages over the calibration images, each image with the same weight.
 
         Not a moving average: the momentum of each batch is its share of the images seen so far.
@@ -229,12 +290,12 @@ class Evaluator:
         for norm in self._norms:
             norm.train()
         seen = 0
-        batches = -(-len(split) // self.batch_size)
-        for images in self.resident(split)[0].tensor_split(batches):  # equal ones: a single image has no variance
-            seen += len(images)
+        batches = -(-len(images) // self._calibration_batch)
+        for batch in images.tensor_split(batches):  # equal ones: a single image has no variance
+            seen += len(batch)
             for norm in self._norms:
-                norm.momentum = len(images) / seen
-            self._forward(images)
+                norm.momentum = len(batch) / seen
+            self._forward(batch)
         for norm in self._norms:
             norm.eval()
         self.sources.settle(self._flat)
@@ -279,6 +340,12 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> 
             for c in classes
         },
     )
+
+
+def any_images(config: dict[str, Any], count: int) -> Tensor:
+    """uint8 [count, channels, height, width] of noise, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, *preprocessing_of(config)["input_size"]), dtype=torch.uint8, generator=generator)
 
 
 def attach(model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfmega import HfmegaError, align, hub, lineage
 from hfmega.choose import AVERAGE, CENTROID, SEARCH
-from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, normalizer, open_dataset
+from hfmega.data import DEFAULT_DATASET, Dataset, Split, label_order, load_split, normalizer, open_dataset, stratified
 from hfmega.evaluate import Evaluator, processes
 from hfmega.hub import Checkpoint
 from hfmega.output import Output
@@ -109,6 +109,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     turned = align.apply(config, states, alignment.permutations)
     evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"))
     output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
+    output.detail(f"convolutions with the BatchNorm behind them folded in: {len(evaluator.folded or ())}")
     if settings.calibrate and not evaluator.can_calibrate:
         raise HfmegaError(
             "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
@@ -119,7 +120,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         tuple(members),
         dataset,
         plan,
-        splits["search"],
+        stratified(splits["search"]),
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],

@@ -21,6 +21,15 @@ def processes_wanted(asked: int | None, cpu: bool) -> int:
     return 1 if cpu else max(1, torch.cuda.device_count())
 
 
+def leave() -> None:
+    """Leave the process group in order: what is left of it when Python ends aborts the process now and then."""
+    if DISTRIBUTED in os.environ and "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 def lost_a_peer(error: Exception) -> bool:
     """Whether a collective failed because another process of the run had ended."""
     signs = ("connection closed by peer", "connection reset by peer", "remote worker", "remote process", "gloo", "nccl")

@@ -169,6 +169,7 @@ def searches(
             preset=PRESET[protocol],
             search=search,
             calibrate=preset.calibrate,
+            exact=preset.exact,
             seed=seed,
             token=settings.token,
         )

@@ -33,17 +33,21 @@ AFFINE: Final = ("cmaes", "learned")  # coefficients of any sign, so that a base
 
 @dataclass(frozen=True)
 class Preset:
-    """What `--preset` stands for. calibrate None: decided on the fitness images. confirm_share 0: no run-off."""
+    """What `--preset` stands for. calibrate None: decided on the fitness images. confirm_share 0: no run-off.
+
+    exact: no racing, every individual sees every image.
+    """
 
     search: GASettings
     calibrate: bool | None
     confirm_share: float
+    exact: bool
 
 
 PRESETS: Final = {
-    "default": Preset(DEFAULT, None, 0.4),
-    "paper": Preset(PAPER, False, 0.0),
-    "author": Preset(AUTHOR, False, 0.0),
+    "default": Preset(DEFAULT, None, 0.4, exact=False),
+    "paper": Preset(PAPER, False, 0.0, exact=True),
+    "author": Preset(AUTHOR, False, 0.0, exact=True),
 }
 
 
@@ -67,6 +71,7 @@ class MergeSettings:
     align: Literal["none", "weights", "activations"] = "none"
     search: GASettings = DEFAULT
     calibrate: bool | None = None
+    exact: bool = False
     control: bool = False
     seed: int = 0
     overwrite: bool = False
@@ -115,6 +120,7 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         "align": settings.align,
         **asdict(settings.search),
         "calibrate": settings.calibrate,
+        "exact": settings.exact,
         "control": settings.control,
         "confirm_share": settings.splits.confirm_share,
         "fitness_split": settings.splits.fitness,

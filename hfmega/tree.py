@@ -1,7 +1,7 @@
 """Which merges happen in which order, their searches, what of them is on disk, and how an unfinished run goes on."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +17,7 @@ from hfmega.evaluate import Evaluator, Score
 from hfmega.job import Job
 from hfmega.learned import Learned
 from hfmega.output import Output
+from hfmega.race import Race
 from hfmega.recipe import Recipe
 from hfmega.search import Generation, Searcher
 from hfmega.search.cma import CMAES
@@ -188,11 +189,8 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
         while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
             before, started = evaluator.images_seen, time.perf_counter()
             asked = {node: searcher.ask() for node, searcher in active.items()}
-            evaluator.scores(
-                [recipe for population in asked.values() for recipe in population], job.search, bar.advance
-            )
-            for node, searcher in active.items():
-                scores = evaluator.scores(asked[node], job.search)
+            told = scores_of(list(asked.values()), job, bar.advance)
+            for (node, searcher), scores in zip(active.items(), told, strict=True):
                 searcher.tell(scores)
                 progress.scores.setdefault(node.name, []).append(scores)
             images, seconds = evaluator.images_seen - before, time.perf_counter() - started
@@ -206,6 +204,16 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
                     f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
                     + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
                 )
+
+
+def scores_of(
+    populations: Sequence[Sequence[Recipe]], job: Job, advance: Callable[[int], None] | None = None
+) -> list[list[Score]]:
+    """The scores of several populations: each a race, or with `exact` everyone on all images."""
+    if not job.settings.exact:
+        return job.evaluator.race(populations, job.search, Race(fitness=job.settings.search.fitness), advance)
+    job.evaluator.scores([recipe for population in populations for recipe in population], job.search, advance)
+    return [job.evaluator.scores(population, job.search) for population in populations]
 
 
 def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output: Output) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hfmega import hub
 from hfmega.data import Dataset, Split, load_split, open_dataset, rows_of
-from hfmega.evaluate import BATCH_SIZE, Evaluator, Score, attach, evaluate_checkpoint, predict_checkpoint
+from hfmega.evaluate import CALIBRATION_BATCH, Evaluator, Score, attach, evaluate_checkpoint, predict_checkpoint
 from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.recipe import Noise, Recipe, Sources, source_alone, uniform_average
@@ -132,8 +132,8 @@ def test_calibrated_statistics_are_exact_averages_over_the_images(
     evaluator: Evaluator, trained: list[Checkpoint], digits: Dataset
 ) -> None:
     images = load_split(digits, np.arange(900, 900 + CALIBRATION), trained[1].config, "calibration")
-    assert CALIBRATION % BATCH_SIZE["cpu"]
-    expected = exact_statistics(plain(trained[1]), plain_input(images, trained[1].config), BATCH_SIZE["cpu"])
+    assert CALIBRATION % CALIBRATION_BATCH["cpu"]
+    expected = exact_statistics(plain(trained[1]), plain_input(images, trained[1].config), CALIBRATION_BATCH["cpu"])
     found = evaluator.statistics(source_alone(1, 2, calibrate=True))
     assert set(found) == set(expected)
     assert len(found) == 18
@@ -174,7 +174,7 @@ def test_without_calibration_there_are_no_statistics_to_give(evaluator: Evaluato
 
 def test_a_last_calibration_batch_of_one_image_is_averaged_too(digits: Dataset) -> None:
     given = config(4)  # the last feature maps of a 4-pixel image are single pixels
-    evaluator = evaluator_on(digits, given, BATCH_SIZE["cpu"] + 1)
+    evaluator = evaluator_on(digits, given, CALIBRATION_BATCH["cpu"] + 1)
     (score,) = evaluator.scores([source_alone(0, 2, calibrate=True)], images_of(digits, given))
     assert np.isfinite(score.loss)
 

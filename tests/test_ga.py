@@ -26,6 +26,8 @@ def leaves(count: int, calibrate: bool = False) -> list[Recipe]:
 class Told(NamedTuple):
     accuracy: float
     loss: float = 1.0
+    total: int = 100
+    exact: bool = True
 
 
 def rugged(recipe: Recipe) -> Told:

@@ -7,8 +7,12 @@ from hfmega.recipe import Recipe
 
 
 class Scored(Protocol):
-    """What a searcher may know of an individual."""
+    """What a searcher may know of an individual. total: on how many images; exact: that is all of them."""
 
+    @property
+    def total(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
     @property
     def accuracy(self) -> float: ...
     @property

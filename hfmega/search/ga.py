@@ -162,19 +162,23 @@ class MeGA:
         return winners
 
     def _rank(self, score: Scored) -> tuple[float, ...]:
+        """The higher the better: who came further in a race is before who stopped, and who failed is behind all."""
         loss = score.loss if math.isfinite(score.loss) else math.inf
         accuracy = score.accuracy if math.isfinite(score.accuracy) else 0.0
+        seen = score.total if math.isfinite(score.loss) else 0
         if self.settings.fitness == "loss":
-            return (-loss,)
-        return (accuracy, -loss) if self.settings.break_ties else (accuracy,)
+            return (seen, -loss)
+        return (seen, accuracy, -loss) if self.settings.break_ties else (seen, accuracy)
 
     def _summary(self, scores: Sequence[Scored]) -> Generation:
-        failed = sum(not (math.isfinite(s.loss) and math.isfinite(s.accuracy)) for s in scores)
-        if self.settings.fitness == "loss":
-            finite = [s.loss for s in scores if math.isfinite(s.loss)] or [math.inf]
-            return Generation(min(finite), fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0, failed)
-        accuracies = [s.accuracy for s in scores if math.isfinite(s.accuracy)] or [0.0]
-        return Generation(max(accuracies), fmean(accuracies), pstdev(accuracies), failed)
+        """The best of those that saw all images; mean and spread with the estimates of those that did not."""
+        by_loss, worst = self.settings.fitness == "loss", math.inf if self.settings.fitness == "loss" else 0.0
+        values = [score.loss if by_loss else score.accuracy for score in scores]
+        exact = [v for v, score in zip(values, scores, strict=True) if math.isfinite(v) and score.exact]
+        finite = [v for v in values if math.isfinite(v)] or [worst]
+        best = (min if by_loss else max)(exact or [worst])
+        failed = sum(not (math.isfinite(score.loss) and math.isfinite(score.accuracy)) for score in scores)
+        return Generation(best, fmean(finite), pstdev(finite) if len(finite) > 1 else 0.0, failed)
 
 
 def _distinct(items: Sequence[T], count: int, draws: Draws) -> list[T]:
