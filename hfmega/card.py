@@ -262,6 +262,7 @@ def command(lineage: Lineage) -> str:
             words += [f"--{flag.replace('_', '-')}", str(value)]
     words.append("--calibrate" if settings["calibrate"] else "--no-calibrate")
     words += ["--exact"] if settings.get("exact", True) and not known.exact else []
+    words += {"bfloat16": ["--bf16"], "float16": ["--fp16"]}.get(settings.get("precision", ""), [])
     words += ["--control"] if settings.get("control") else []
     words += ["--allow-leak"] if settings.get("allow_leak") else []
     processes = lineage.environment.get("num_processes", 1)

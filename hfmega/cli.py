@@ -138,6 +138,8 @@ def cli() -> None:
     help="Permute the channels of the sources to match the first one's.",
 )
 @click.option("--exact", is_flag=True, help="No racing: every individual sees every fitness image.")
+@click.option("--bf16", is_flag=True, help="Scores of the search in bfloat16, on devices that have it.")
+@click.option("--fp16", is_flag=True, help="Scores of the search in float16, on devices that have it.")
 @click.option("--control", is_flag=True, help="Also what the best source gains alone, with the same budget.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
 @click.option(
@@ -210,6 +212,7 @@ def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
         search=replace(preset.search, **constants),
         calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
         exact=flags["exact"] or preset.exact,
+        precision="bfloat16" if flags["bf16"] else "float16" if flags["fp16"] else "float32",
         control=flags["control"],
         seed=flags["seed"],
         overwrite=flags["overwrite"],

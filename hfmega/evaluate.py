@@ -4,11 +4,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from hfmega.weights import check_mergeable, load_weights, mix
 BATCH_SIZE: Final = {"cpu": 32, "cuda": 1024}
 CALIBRATION_BATCH: Final = {"cpu": 128, "cuda": 1024}  # statistics of small batches miss what lies between them
 
+Precision = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
 
 
@@ -69,14 +70,32 @@ def score_of(seen: Answers, exact: bool = True) -> Score:
     return Score(int(seen.correct.sum()), len(seen.correct), seen.mean_loss, exact)
 
 
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """What convolutions and products of scores are computed in. Raises HfmegaError where the device has no such."""
+    if precision == "float32":
+        return torch.float32
+    if device.type == "cpu":
+        known = torch.ops.mkldnn
+        has = known._is_mkldnn_bf16_supported() if precision == "bfloat16" else known._is_mkldnn_fp16_supported()
+    else:
+        has = precision == "float16" or device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if not has:
+        raise HfmegaError(f"this {device.type} does not compute in {precision}: leave the flag away.")
+    return torch.bfloat16 if precision == "bfloat16" else torch.float16
+
+
 class Evaluator:
     """One network on one device whose weights are views of a flat vector that recipes are materialized into.
 
     Scores do not depend on how many processes share the work: each individual is evaluated whole by one of them.
+    precision: of scores, which steer a search; statistics and whatever is reported are float32.
     """
 
-    def __init__(self, config: dict[str, Any], sources: Sources, calibration: Split | None) -> None:
+    def __init__(
+        self, config: dict[str, Any], sources: Sources, calibration: Split | None, precision: Precision = "float32"
+    ) -> None:
         self.state = processes()
+        self._precision = dtype_of(precision, sources.device)
         self.sources = sources
         self.images_seen = 0
         self._calibration = calibration
@@ -218,7 +237,9 @@ class Evaluator:
         if self.folded:
             self.folded.update()
             network = self.folded.network
-        return answers(torch.cat([self._forward(x, network) for x in images.split(self.batch_size)]), labels)
+        half = self._precision != torch.float32
+        with torch.autocast(self.sources.device.type, self._precision) if half else nullcontext():
+            return answers(torch.cat([self._forward(x, network) for x in images.split(self.batch_size)]), labels)
 
     def predict(self, recipe: Recipe, split: Split) -> Tensor:
         """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""

@@ -107,7 +107,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
     turned = align.apply(config, states, alignment.permutations)
-    evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"))
+    evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
     output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(evaluator.folded or ())}")
     if settings.calibrate and not evaluator.can_calibrate:

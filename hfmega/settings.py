@@ -72,6 +72,7 @@ class MergeSettings:
     search: GASettings = DEFAULT
     calibrate: bool | None = None
     exact: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     control: bool = False
     seed: int = 0
     overwrite: bool = False
@@ -121,6 +122,7 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         **asdict(settings.search),
         "calibrate": settings.calibrate,
         "exact": settings.exact,
+        "precision": settings.precision,
         "control": settings.control,
         "confirm_share": settings.splits.confirm_share,
         "fitness_split": settings.splits.fitness,

@@ -9,9 +9,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hfmega import hub
+from hfmega import HfmegaError, hub
 from hfmega.data import Dataset, Split, load_split, open_dataset, rows_of
-from hfmega.evaluate import CALIBRATION_BATCH, Evaluator, Score, attach, evaluate_checkpoint, predict_checkpoint
+from hfmega.evaluate import (
+    CALIBRATION_BATCH,
+    Evaluator,
+    Precision,
+    Score,
+    attach,
+    evaluate_checkpoint,
+    predict_checkpoint,
+)
 from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.recipe import Noise, Recipe, Sources, source_alone, uniform_average
@@ -375,3 +383,21 @@ def test_shared_checkpoints_gain_from_calibration(shared_checkpoints: Path, shar
     as_it_is, calibrated = evaluator.scores([Recipe((1.0,)), Recipe((1.0,), calibrate=True)], images)
     assert as_it_is.accuracy == pytest.approx(0.622, abs=0.065)  # of all 10,000; three standard errors of 500
     assert calibrated.accuracy == pytest.approx(0.727, abs=0.065)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_moves_scores_a_little_and_reports_not_at_all(
+    trained: list[Checkpoint], digits: Dataset, unseen: Split, precision: Precision
+) -> None:
+    given, states = trained[0].config, [load_weights(checkpoint) for checkpoint in trained]
+    sources = Sources(states, dict(build(given).named_parameters()))
+    if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{'bf16' if precision == 'bfloat16' else 'fp16'}_supported")():
+        with pytest.raises(HfmegaError, match=f"this cpu does not compute in {precision}: leave the flag away."):
+            Evaluator(given, sources, None, precision)
+        return
+    half = Evaluator(given, sources, None, precision)
+    whole, recipe = Evaluator(given, sources, None), source_alone(0, 2)
+    (rough,), (fine,) = half.scores([recipe], unseen), whole.scores([recipe], unseen)
+    assert rough.loss != fine.loss
+    assert rough.loss == pytest.approx(fine.loss, rel=0.02)
+    assert torch.equal(half.predict(recipe, unseen), whole.predict(recipe, unseen))
