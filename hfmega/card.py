@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -110,12 +111,18 @@ def write_source_card(config: dict[str, Any], held_out: Evaluation | None, folde
 
 def loading(config: dict[str, Any]) -> dict[str, Any]:
     """What the example of loading depends on: whether hfmega must be imported, and the mode of the images."""
-    grey = config.get("pretrained_cfg", {}).get("input_size", [3])[0] == 1
+    grey = (config.get("pretrained_cfg", {}).get("input_size") or [3])[0] == 1
     return {"registered": str(config["architecture"]).endswith("_cifar"), "mode": "L" if grey else "RGB"}
 
 
 def render(template: str, **values: Any) -> str:
     """A card from its template. A value that is missing is an error, not an empty place."""
+    return templates().get_template(template).render(**values)
+
+
+@cache
+def templates() -> Environment:
+    """The templates, each compiled once in a process."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         trim_blocks=True,
@@ -125,7 +132,7 @@ def render(template: str, **values: Any) -> str:
         autoescape=False,  # cards are Markdown; `inert` escapes
     )
     environment.filters.update(inert=inert, code=code, number=number, count="{:,}".format, short=short)
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def inert(value: object) -> str:

@@ -3,9 +3,11 @@
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import click
@@ -512,6 +514,7 @@ def hide_token() -> None:
 def main() -> None:
     """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 interrupted."""
     hide_token()
+    sys.excepthook = show
     debug = "--debug" in sys.argv
     try:
         sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)
@@ -540,6 +543,13 @@ def main() -> None:
         from hfmega.launch import leave
 
         leave()
+
+
+def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback on stderr, without a token that a message of the Hub may repeat."""
+    from hfmega.hub import without_token
+
+    click.echo(without_token("".join(traceback.format_exception(kind, error, trace))), err=True, nl=False)
 
 
 def disk_problem(error: OSError) -> str:

@@ -13,6 +13,7 @@ OPEN: Final = ConfigDict(extra="allow", strict=True)
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 Size = Annotated[list[Side], Field(min_length=3, max_length=3)]
 Numbers = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Classes = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -31,6 +32,18 @@ class Pretrained(TypedDict, total=False):
     label_names: list[str] | None
 
 
+class Arguments(TypedDict, total=False):
+    """What `models.build` passes on of `model_args`; it refuses all else by its name."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    num_classes: Classes
+    in_chans: Annotated[int, Field(ge=1, le=4)]
+    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
+    global_pool: str | None
+    drop_rate: Share
+    drop_path_rate: Share | None
+
+
 class Config(TypedDict, total=False):
     """What hfmega reads of a `config.json`; all else travels along untouched."""
 
@@ -38,7 +51,7 @@ class Config(TypedDict, total=False):
     architecture: Required[str]
     num_classes: Required[Classes]
     label_names: list[str] | None
-    model_args: dict[str, Any]
+    model_args: Arguments
     pretrained_cfg: Pretrained
 
 

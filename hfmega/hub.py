@@ -8,12 +8,21 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-from huggingface_hub import DryRunFileInfo, HfApi, ModelInfo, constants, hf_hub_download, metadata_load, parse_hf_uri
+from huggingface_hub import (
+    DryRunFileInfo,
+    HfApi,
+    ModelInfo,
+    constants,
+    get_token,
+    hf_hub_download,
+    metadata_load,
+    parse_hf_uri,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,6 +48,7 @@ STATISTICS: Final = "statistics.safetensors"
 RECIPE: Final = "recipe.safetensors"
 CARD: Final = "README.md"
 SHA256: Final = re.compile("[0-9a-f]{64}")
+TOKEN: Final = re.compile("hf_[A-Za-z0-9]{20,}")
 SHA1: Final = re.compile("[0-9a-f]{40}")
 PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, RECIPE, "figures/*.png")
 
@@ -135,7 +145,7 @@ class Remote:
     repo_id: str
     commit: str
     stated: Stated
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     def fetch(self, name: str) -> Path:
         """One file on this disk. The client does not check what came: a damaged file is fetched again, then refused."""
@@ -329,8 +339,14 @@ def explained(error: Exception, what: str, revision: str | None = None) -> Hfmeg
 
 
 def _line(error: Exception) -> str:
-    said = re.sub(r"For more information check: \S+", "", str(error))
+    said = re.sub(r"For more information check: \S+", "", without_token(str(error)))
     return " ".join(said.split())[:300].rstrip(".") or type(error).__name__
+
+
+def without_token(text: str) -> str:
+    """A message without the user's token, or anything that looks like one: a server may say back what it was sent."""
+    known = get_token()
+    return TOKEN.sub("<token>", text.replace(known, "<token>") if known else text)
 
 
 # Order matters: a gated repository is also a RepositoryNotFoundError, and most of them are also HfHubHTTPError.

@@ -26,6 +26,7 @@ from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_wei
 FORMAT_VERSION: Final = 1
 OFFSETS: Final = "offsets"
 EVIDENCE: Final = "evidence"
+LARGEST: Final = float(torch.finfo(torch.float32).max)
 
 
 NUMBERS: Final = {"ser_json_inf_nan": "strings"}  # a failed candidate's loss is infinite, which JSON has no number for
@@ -192,20 +193,30 @@ def check(lineage: Lineage, path: Path) -> None:
     """Raises HfmegaError for what no merge can be, though its form is right."""
     if not lineage.sources or not lineage.nodes or "test" not in lineage.data.splits:
         raise HfmegaError(f"{path} is not a lineage: it lacks sources, nodes or test images.")
-    for recipe in (lineage.recipe, *(node.recipe for node in lineage.nodes)):
-        numbers = [*recipe.coefficients, *(n for term in recipe.noise for n in (term.rate, term.sigma, term.weight))]
-        static = recipe.static
-        if static:
-            numbers += [static.scale, static.density]
-        wrong = (
-            len(recipe.coefficients) != len(lineage.sources)
-            or not all(math.isfinite(number) for number in numbers)
-            or any(not 0 <= term.rate <= 1 or term.sigma < 0 for term in recipe.noise)
-            or (static and not 0 < static.density <= 1)
-            or (static and static.base is not None and not 0 <= static.base < len(lineage.sources))
+    settings, environment = lineage.settings, lineage.environment
+    if not isinstance(settings.get("preset"), str) or not isinstance(settings.get("calibrate", "missing"), bool | None):
+        raise HfmegaError(
+            f"{path} is not a lineage: its settings lack a preset, or whether statistics were re-estimated."
         )
-        if wrong:
-            raise HfmegaError(f"{path} is not a lineage: its {len(lineage.sources)} sources do not fit a recipe of it.")
+    if not isinstance(environment.get("num_processes", 1), int):
+        raise HfmegaError(f"{path} is not a lineage: its environment has a number of processes that is none.")
+    count = len(lineage.sources)
+    if not all(is_sound(recipe, count) for recipe in (lineage.recipe, *(node.recipe for node in lineage.nodes))):
+        raise HfmegaError(f"{path} is not a lineage: its {count} sources do not fit a recipe of it.")
+
+
+def is_sound(recipe: Recipe, sources: int) -> bool:
+    """Whether a recipe of a file makes sense for so many sources. Its offsets lie beside the file, not in it."""
+    static, coefficients = recipe.static, recipe.coefficients
+    numbers = [*coefficients, *(number for term in recipe.noise for number in (term.rate, term.sigma, term.weight))]
+    bases = (None, *range(sources))
+    return (
+        len(coefficients) == sources
+        and all(abs(number) <= LARGEST for number in [*numbers, static.scale if static else 0.0])  # a NaN is not
+        and all(0 <= term.rate <= 1 and term.sigma >= 0 for term in recipe.noise)
+        and (static is None or (any(coefficients) and 0 < static.density <= 1 and static.base in bases))
+        and not recipe.offsets
+    )
 
 
 def write(lineage: Lineage, path: Path) -> None:

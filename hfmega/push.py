@@ -1,7 +1,7 @@
 """A finished folder -> a repository on the Hub: one commit, made once, or nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -20,7 +20,7 @@ class Push:
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

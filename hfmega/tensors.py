@@ -30,7 +30,7 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
         raise HfmegaError(f"{where} cannot be read: {error}") from error
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise HfmegaError(f"{where} has NaN or Inf in the tensor {name}.")
+            raise HfmegaError(f"{where}: the tensor {name} has NaN or Inf.")
     return state
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import median
 from typing import Any, Final
 
@@ -229,10 +230,18 @@ def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, p
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> int:
-    """Load the state of an unfinished training; returns how many epochs it has done."""
+    """Load the state of an unfinished training; returns how many epochs it has done.
+
+    Raises HfmegaError for a file that is none.
+    """
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["epoch"])
+    except (UnpicklingError, EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError) as error:
+        raise HfmegaError(
+            f"{path} is no state of this training, so it cannot go on: --overwrite starts anew."
+        ) from error

@@ -11,22 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuzz import FUZZ, VALUES
+from test_fuzz import FUZZ, GOOD, VALUES
 
 import hfmega
 from hfmega import HfmegaError, config, hub
-from hfmega.models import build
-
-GOOD: dict[str, Any] = {
-    "architecture": "resnet8_cifar",
-    "num_classes": 10,
-    "label_names": ["a", "b"],
-    "model_args": {"in_chans": 1},
-    "pretrained_cfg": {"input_size": [1, 8, 8], "mean": [0.0], "std": [1.0], "crop_pct": 1, "tag": "x", "url": ""},
-    "hfmega": {"seed": 1},
-}
+from hfmega.models import build, sizes
 
 
 def read(folder: Path, content: object) -> dict[str, Any]:
@@ -53,6 +44,9 @@ def test_the_older_layout_is_brought_to_the_newer(tmp_path: Path) -> None:
         ({"num_classes": "10"}, "num_classes"),
         ({"label_names": [1, 2]}, "label_names"),
         ({"model_args": ["in_chans"]}, "model_args"),
+        ({"model_args": {"img_size": []}}, "model_args.img_size"),
+        ({"model_args": {"global_pool": True}}, "model_args.global_pool"),
+        ({"model_args": {"drop_rate": 2}}, "model_args.drop_rate"),
         ({"pretrained_cfg": "x"}, "pretrained_cfg"),
         ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "pretrained_cfg.input_size"),
         ({"pretrained_cfg": {"mean": [float("nan")]}}, "pretrained_cfg.mean"),
@@ -87,23 +81,24 @@ def test_nothing_that_names_a_file_reaches_timm(monkeypatch: pytest.MonkeyPatch)
     assert seen["pretrained_cfg"]["input_size"] == [1, 8, 8]
 
 
-@FUZZ
+NETWORKS = ["resnet8_cifar", "resnet18", "vit_tiny_patch16_224"]
+ARGUMENTS = {"in_chans": 1, "img_size": 64, "global_pool": "avg", "drop_rate": 0.1, "drop_path_rate": 0.1, "x": 1}
+SIDES = st.lists(st.integers(1, 64), min_size=2, max_size=2).map(lambda sides: [1, *sides])
+
+
+@settings(FUZZ, max_examples=200)
 @given(
-    document=st.one_of(
-        VALUES,
-        st.fixed_dictionaries({}, optional={key: st.one_of(st.just(value), VALUES) for key, value in GOOD.items()}),
-        st.fixed_dictionaries(
-            {"architecture": st.just("resnet8_cifar"), "num_classes": st.just(10)},
-            optional={"pretrained_cfg": st.dictionaries(st.sampled_from(list(GOOD["pretrained_cfg"])), VALUES)},
-        ),
-    )
+    network=st.sampled_from(NETWORKS),
+    arguments=st.fixed_dictionaries({}, optional={k: st.one_of(st.just(v), VALUES) for k, v in ARGUMENTS.items()}),
+    size=SIDES,
 )
-def test_any_config(tmp_path_factory: pytest.TempPathFactory, document: object) -> None:
-    folder = tmp_path_factory.getbasetemp()
+def test_any_accepted_config_is_a_network_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, network: str, arguments: dict[str, Any], size: list[int]
+) -> None:
+    pretrained = {**GOOD["pretrained_cfg"], "input_size": size}
+    document = {**GOOD, "architecture": network, "model_args": arguments, "pretrained_cfg": pretrained}
     with suppress(HfmegaError):
-        found = read(folder, document)
-        assert 1 <= found["num_classes"] <= 1_000_000
-        assert isinstance(found["pretrained_cfg"], dict)
+        assert sizes(read(tmp_path_factory.getbasetemp(), document))
 
 
 def test_the_package_loads_no_pickle_and_runs_no_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
 import tracemalloc
@@ -20,11 +21,16 @@ from test_weights import CONFIG, checkpoint, state
 from torch import Tensor
 
 from hfmega import HfmegaError, align, lineage, models
+from hfmega.merge import merge
 from hfmega.models import build
+from hfmega.output import Output
 from hfmega.recipe import Recipe, Static
+from hfmega.settings import MergeSettings
 from hfmega.spaces import permute, random_permutations
+from hfmega.splits import SplitRequest
 from hfmega.tensors import read_tensors
 from hfmega.tracer import spaces_of
+from hfmega.train import resume
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild
 
 
@@ -222,7 +228,7 @@ def test_offsets_must_fit_the_recipe(tmp_path: Path, table: Tensor) -> None:
     made["recipe"]["genome"] = "stage"
     (tmp_path / "lineage.json").write_text(json.dumps(made))
     save_file({"offsets": table}, tmp_path / "recipe.safetensors")
-    with pytest.raises(HfmegaError, match=r"recipe\.safetensors (lacks the coefficients of each stage|has NaN or Inf)"):
+    with pytest.raises(HfmegaError, match=r"recipe\.safetensors lacks the coefficients of each stage|NaN or Inf"):
         lineage.read(tmp_path / "lineage.json")
     save_file({"offsets": torch.ones(4, 2)}, tmp_path / "recipe.safetensors")
     assert lineage.read(tmp_path / "lineage.json").recipe.offsets == (1.0,) * 8
@@ -233,6 +239,49 @@ def test_a_file_that_is_whole_is_read(tmp_path: Path) -> None:
     found = read_tensors(tmp_path / "model.safetensors", "here")
     assert found.keys() == state(1).keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state(1).items())
+
+
+class Attack:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_beside_the_weights_is_never_loaded(
+    tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = torch.load
+
+    def careful(*arguments: Any, **options: Any) -> Any:
+        assert options.get("weights_only") is True
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", careful)
+    folders = [Path(shutil.copytree(source, tmp_path / source.name)) for source in tiny_sources]
+    for folder in folders:
+        for name in ("pytorch_model.bin", "model.pt", "model.pth", "checkpoint.ckpt", "data.pkl"):
+            torch.save(Attack(tmp_path / "ran"), folder / name)
+    splits = SplitRequest(fitness="train[:200]", test="test[:100]")
+    names = tuple(map(str, folders))
+    merge(MergeSettings(names, tmp_path / "out", "digits", splits=splits, method="average"), Output(muted=True))
+    assert lineage.replay(str(tmp_path / "out")).equal
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_state_of_a_training_is_no_program(tmp_path: Path) -> None:
+    model = build(CONFIG)
+    torch.save(Attack(tmp_path / "ran"), tmp_path / "training.pt")
+    with pytest.raises(
+        HfmegaError, match=r"training\.pt is no state of this training, so it cannot go on: --overwrite"
+    ):
+        resume(model, torch.optim.Adam(model.parameters()), tmp_path / "training.pt", torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "training.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have been
 
 
 OUTSIDE = (
@@ -278,3 +327,14 @@ def test_names_that_lead_out_of_a_folder_are_never_asked_for(hub: Hub, tmp_path:
     assert written == before
     assert not list(tmp_path.rglob("*escaped*"))
     assert not Path("/tmp/hfmega-escaped").exists()
+
+
+def test_a_dataset_on_the_hub_with_a_script_does_not_run_it(hub: Hub, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    hub.create("ann/pets", kind="dataset")
+    hub.commit("ann/pets", {"pets.py": f"open({str(ran)!r}, 'w')".encode()}, kind="dataset")
+    code = "from hfmega.data import open_dataset\nopen_dataset('ann/pets')"
+    reply = client.ask(hub.environment(tmp_path / "home"), code, {})
+    assert reply.error == "HfmegaError", reply
+    assert reply.text.startswith("the dataset ann/pets cannot be read: "), reply
+    assert not ran.exists()

@@ -120,7 +120,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
     broken["layer2.0.bn1.running_var"][3] = value
     with pytest.raises(HfmegaError) as refused:
         load_weights(saved(tmp_path, broken))
-    assert str(refused.value) == "ann/a: model.safetensors has NaN or Inf in the tensor layer2.0.bn1.running_var."
+    assert str(refused.value) == "ann/a: model.safetensors: the tensor layer2.0.bn1.running_var has NaN or Inf."
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing"])
