@@ -7,7 +7,7 @@ import pytest
 
 from hfmega.output import Output
 
-POPULATION, GENERATIONS = 5, 3
+POPULATION, GENERATIONS = 4, 2
 
 Rows = dict[str, dict[str, Any]]
 
@@ -70,9 +70,9 @@ def test_the_projection_never_does_better_than_one_individual_a_worker(monkeypat
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
     projection = __import__("projection")
     costs = projection.Costs(materializing=0.1, calibrating=0.0, scoring=0.001, deciding=0.0, gathering=0.0)
-    race = projection.rungs("1:0.4,0.5:0.6", population=10, images=1000)
-    assert [(rung.individuals, rung.images) for rung in race] == [(10, 400), (5, 600)]
-    alone, three, many = (projection.generation(race, costs, workers) for workers in (1, 3, 64))
-    assert alone == pytest.approx(10 * 0.5 + 5 * 0.7)
-    assert three == pytest.approx(4 * 0.5 + 2 * 0.7)
-    assert many == pytest.approx(0.5 + 0.7)
+    rungs = projection.raced(11, images=900, calibration=0)
+    assert [(rung.individuals, rung.images) for rung in rungs] == [(11, 300), (3, 600)]
+    alone, three, many = (projection.generation(rungs, costs, workers) for workers in (1, 3, 64))
+    assert alone == pytest.approx(11 * 0.4 + 3 * 0.7)
+    assert three == pytest.approx(4 * 0.4 + 1 * 0.7)
+    assert many == pytest.approx(0.4 + 0.7)

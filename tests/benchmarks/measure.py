@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,12 +21,13 @@ import torchga
 from torch import nn
 from torch.distributed import FileStore
 
-from hfmega import HfmegaError, hub, tree
+from hfmega import hub, tree
 from hfmega.data import Split
 from hfmega.evaluate import Score
 from hfmega.job import Job, prepare
 from hfmega.models import build
 from hfmega.output import Output
+from hfmega.race import Race
 from hfmega.recipe import Recipe, uniform_average
 from hfmega.rng import Draws
 from hfmega.search.ga import DEFAULT, MeGA
@@ -81,10 +83,6 @@ class Found:
 
 def settings_of(ask: Ask, folder: Path) -> MergeSettings:
     """The merge that the searches of hfmega are a part of."""
-    known = {field.name for field in fields(MergeSettings)}
-    racing: dict[str, Any] = {"exact": ask.way != "default"} if "exact" in known else {}
-    if ask.race is not None:
-        racing["race"] = race_of(ask.race, known)
     return MergeSettings(
         sources=ask.sources,
         output=folder,
@@ -92,19 +90,9 @@ def settings_of(ask: Ask, folder: Path) -> MergeSettings:
         splits=SplitRequest(fitness_images=ask.images),
         search=replace(DEFAULT, population=ask.population, generations=ask.generations),
         calibrate=ask.calibrate,
+        exact=ask.way != "default",
         seed=ask.seed,
-        **racing,
     )
-
-
-def race_of(values: dict[str, Any], known: set[str]) -> Any:
-    try:
-        from hfmega.race import Race  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise HfmegaError("this hfmega has no race to vary: leave --variants away.") from error
-    if "race" not in known:
-        raise HfmegaError("the settings of a merge take no race: --variants needs a field `race`.")
-    return Race(**values)
 
 
 class Clock:
@@ -171,14 +159,14 @@ def hfmega(ask: Ask, job: Job, folder: Path) -> Found:
     node, names = tree.Node("merge", (), ()), [member.name for member in job.merged]
     node = replace(node, inputs=tuple(names), below=tuple(names))
     before = evaluator.images_seen
+    tree.Race = partial(Race, **(ask.race or {}))  # type: ignore[misc,assignment]  # no user varies it: no setting
     with clock.running():
         tree.search({node: searcher}, job, tree.Progress(), folder / "progress.json", Output(muted=True))
     images, calibration = evaluator.images_seen - before, calibration_images(job)
-    exact = ask.way == "exact" or not hasattr(job.settings, "exact")
     return Found(
         clock.seconds,
         images,
-        images // (len(job.search) + calibration) if exact else None,  # a race stops within an individual
+        images // (len(job.search) + calibration) if job.settings.exact else None,  # a race stops within an individual
         len(searcher.history),
         clock.start_mb,
         clock.peak_mb,
@@ -228,8 +216,15 @@ def bare(ask: Ask, job: Job, _: Path) -> Found:
     average = uniform_average(len(job.checkpoints), bool(job.settings.calibrate))
     model = evaluator.prepared(average)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    search = batches(job, job.search, even=False)
-    calibration = batches(job, job.calibration, even=True) if job.settings.calibrate and job.calibration else ()
+    if evaluator.folded:
+        evaluator.folded.update()
+    folded = evaluator.folded.network if evaluator.folded else model
+    size = evaluator._calibration_batch
+    search = [evaluator.normalized(images) for images in job.search.images.split(evaluator.batch_size)]
+    calibration = []
+    if job.settings.calibrate and job.calibration:
+        parts = job.calibration.images.tensor_split(-(-len(job.calibration) // size))
+        calibration = [evaluator.normalized(images) for images in parts]
     images = 0
     with torch.inference_mode(), clock.running():
         for _ in range(ask.individuals):
@@ -241,7 +236,7 @@ def bare(ask: Ask, job: Job, _: Path) -> Found:
             for norm in norms if calibration else ():
                 norm.eval()
             for x in search:
-                model(x)
+                folded(x)
                 images += len(x)
     return Found(
         clock.seconds,
@@ -253,13 +248,6 @@ def bare(ask: Ask, job: Job, _: Path) -> Found:
         evaluator.scores([average], job.search)[0].accuracy,
         evaluator.scores([average], job.test)[0].accuracy if ask.test else None,
     )
-
-
-def batches(job: Job, split: Split, even: bool) -> tuple[torch.Tensor, ...]:
-    """Normalized batches of the evaluator's size. even: as it cuts calibration images."""
-    size = job.evaluator.batch_size
-    cut = split.images.tensor_split(-(-len(split) // size)) if even else split.images.split(size)
-    return tuple(job.evaluator.normalized(images) for images in cut)
 
 
 def steps(ask: Ask) -> dict[str, Any]:
@@ -282,6 +270,7 @@ def steps(ask: Ask) -> dict[str, Any]:
             "evaluation": whole,
             "images": images,
             "search_images": len(job.search),
+            "calibration_images": calibration,
             "images_per_second": images / whole,
         }
 

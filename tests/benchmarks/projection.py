@@ -1,25 +1,25 @@
 """What a search would take on more workers: a model of measured steps, not a measurement."""
 
 import heapq
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+from hfmega import race
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One chunk of a race: so many individuals see so many more images."""
+    """One part of a generation: so many individuals, and for each so many images to calibrate and to score."""
 
     individuals: int
+    calibration: int
     images: int
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of each step. scoring: of one image; deciding: of a rung, in one process; gathering: of a rung.
-
-    An individual is materialized for every rung, and calibrated for every rung that it is materialized for.
-    """
+    """Seconds of each step. calibrating, scoring: of one image; deciding: of a rung; gathering: of a rung."""
 
     materializing: float
     calibrating: float
@@ -28,10 +28,19 @@ class Costs:
     gathering: float
 
 
-def rungs(shape: str, population: int, images: int) -> list[Rung]:
-    """`1:0.25,0.5:0.75` is: all individuals on a quarter of the images, then half of them on the rest."""
-    pairs = [part.split(":") for part in shape.split(",")]
-    return [Rung(math.ceil(float(alive) * population), round(float(share) * images)) for alive, share in pairs]
+def exact(individuals: int, images: int, calibration: int) -> list[Rung]:
+    return [Rung(individuals, calibration, images)]
+
+
+def raced(individuals: int, images: int, calibration: int) -> list[Rung]:
+    """The rungs of `Evaluator.race` beside an elite, as long as the paired test stops nobody."""
+    found = []
+    for start, stop in pairwise([0, *race.rungs(images)]):
+        if start:
+            individuals = min(individuals, race.seats(individuals + 1, 1))
+        share = -(-calibration // round(images / stop))
+        found.append(Rung(individuals, share, stop if calibration else stop - start))
+    return found
 
 
 def makespan(costs: Sequence[float], workers: int) -> float:
@@ -42,8 +51,11 @@ def makespan(costs: Sequence[float], workers: int) -> float:
     return max(loads)
 
 
-def generation(race: Sequence[Rung], costs: Costs, workers: int) -> float:
+def generation(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
     """Seconds of one generation. Deciding is done by every worker alike; one worker has nothing to gather."""
     between = costs.deciding + (costs.gathering if workers > 1 else 0.0)
-    once = costs.materializing + costs.calibrating
-    return sum(makespan([once + rung.images * costs.scoring] * rung.individuals, workers) + between for rung in race)
+
+    def individual(rung: Rung) -> float:
+        return costs.materializing + rung.calibration * costs.calibrating + rung.images * costs.scoring
+
+    return sum(makespan([individual(rung)] * rung.individuals, workers) + between for rung in rungs)

@@ -57,12 +57,11 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--repeats", type=int, default=1, help="of the rows")
     words.add_argument("--seeds", type=int, default=10, help="of the tables seeds and variants")
     words.add_argument("--seeds-block", choices=list(BLOCKS), default="calibrate")
-    words.add_argument("--variants", type=commas(str), default=[], help=f"some of {','.join(VARIANTS) or '(none yet)'}")
+    words.add_argument("--variants", type=commas(str), default=list(VARIANTS), help=f"some of {','.join(VARIANTS)}")
     words.add_argument("--population-images", type=int, default=1000, help="fitness images of the table population")
     words.add_argument("--populations", type=commas(int), default=list(POPULATIONS))
     words.add_argument("--architectures", type=commas(str), default=list(ARCHITECTURES))
     words.add_argument("--workers", type=commas(int), default=list(WORKERS))
-    words.add_argument("--rungs", default="1:0.25,0.5:0.25,0.25:0.5", help="of the race that is projected")
     words.add_argument("-o", "--output", type=Path, default=Path("runs/bench"))
     return words
 
@@ -73,8 +72,9 @@ def commas(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 def run(options: argparse.Namespace, output: Output, measure: Callable[[Found], Found] = in_own_process) -> list[Table]:
     """Make the tables that are asked for; the page is written anew after each. Raises HfmegaError for unknown ones."""
-    if unknown := [table for table in options.only if table not in TABLES]:
-        raise HfmegaError(f"there is no table {unknown[0]!r}, only {', '.join(TABLES)}.")
+    for what, asked, known in (("table", options.only, TABLES), ("variant", options.variants, VARIANTS)):
+        if unknown := [one for one in asked if one not in known]:
+            raise HfmegaError(f"there is no {what} {unknown[0]!r}, only {', '.join(known)}.")
     options.pair = [place(one, options, output) for one in options.pair]
     bench, made = Bench(options, output, measure), list[Table]()
     for wanted in options.only:

@@ -16,7 +16,11 @@ WAYS: Final = {
     "bare": "forward passes alone",
 }
 BLOCKS: Final = {"calibrate": True, "no-calibrate": False}
-VARIANTS: Final[dict[str, dict[str, Any]]] = {}  # name -> fields of hfmega.race.Race
+VARIANTS: Final[dict[str, dict[str, Any]]] = {  # name -> fields of hfmega.race.Race
+    "halving and paired test": {},
+    "halving alone": {"test": False},
+    "paired test alone": {"halving": False},
+}
 LATE: Final = 20  # generations after which materializing is timed
 
 
@@ -125,9 +129,7 @@ def seeds(bench: Bench) -> Iterator[Table]:
 
 def variants(bench: Bench) -> Iterator[Table]:
     """What each part of the race saves: means over the seeds."""
-    named = {n: VARIANTS[n] for n in bench.options.variants or VARIANTS}
-    if not named:
-        return
+    named = {n: VARIANTS[n] for n in bench.options.variants}
     exact = several(bench, way="exact")
     searched = {"--exact": exact, **{n: several(bench, way="default", race=race) for n, race in named.items()}}
     whole = fmean(found["images"] for found in exact)
@@ -213,32 +215,41 @@ def workers(bench: Bench) -> Iterator[Table]:
     """A projection to more workers from the steps measured here."""
     options = bench.options
     step = bench.measure("steps", generations=options.generations, calibrate=True)
-    exact = bench.measure("row", way="exact", calibrate=True, individuals=0, repeat=0, test=True)
-    gathering = bench.measure("gather")["gather"]
-    rest = exact["seconds"] - exact["individuals"] * step["evaluation"]
-    costs = projection.Costs(
-        materializing=step["materializing"],
-        calibrating=step["calibrating"],
-        scoring=step["scoring"] / step["search_images"],
-        deciding=max(rest, 0.0) / options.generations,
-        gathering=gathering,
-    )
-    races = {"--exact": "1:1", f"race {options.rungs}": options.rungs}
-    shaped = {n: projection.rungs(shape, options.population, step["search_images"]) for n, shape in races.items()}
+    costs = costs_of(bench, step)
+    shape = options.population - 1, step["search_images"], step["calibration_images"]
+    races = {"--exact": projection.exact(*shape), "hfmega": projection.raced(*shape)}
+    written = ", then ".join(f"{rung.individuals} on {rung.images:,}" for rung in races["hfmega"])
 
-    def cells(race: list[projection.Rung], count: int) -> list[str]:
-        alone, together = (projection.generation(race, costs, k) for k in (1, count))
+    def cells(rungs: list[projection.Rung], count: int) -> list[str]:
+        alone, together = (projection.generation(rungs, costs, k) for k in (1, count))
         return [f"{together:.2f}", f"{alone / together:.1f}"]
 
     yield Table(
         "More workers (a projection, not a measurement)",
-        f"Populations of {options.population} are handed out longest job first, a rung at a time, from steps measured "
-        f"on one worker: materializing {1000 * costs.materializing:.1f} ms, calibrating {1000 * costs.calibrating:.0f} "
-        f"ms, scoring {1e6 * costs.scoring:.0f} µs an image, everything else {1000 * costs.deciding:.1f} ms a rung, "
+        f"The {options.population - 1} children of a generation, with calibration, are handed out longest job first, a "
+        f"rung of the race at a time ({written} images, if the paired test stops nobody). From steps measured on one "
+        f"worker: materializing {1000 * costs.materializing:.1f} ms, calibrating {1e6 * costs.calibrating:.0f} µs and "
+        f"scoring {1e6 * costs.scoring:.0f} µs an image, everything else {1000 * costs.deciding:.1f} ms a rung, "
         f"gathering {1000 * costs.gathering:.2f} ms a rung between two processes of one machine (taken to be the same "
-        "for more). A race is written share of the population : share of the images.",
+        "for more).",
         ["workers", *(cell for race in races for cell in (f"seconds a generation, {race}", "speed-up"))],
-        [[str(count), *(cell for race in shaped.values() for cell in cells(race, count))] for count in options.workers],
+        [
+            [str(count), *(cell for rungs in races.values() for cell in cells(rungs, count))]
+            for count in options.workers
+        ],
+    )
+
+
+def costs_of(bench: Bench, step: Found) -> projection.Costs:
+    """The steps by measurement; deciding is what an exact search takes beyond its evaluations, a generation."""
+    search = bench.measure("row", way="exact", calibrate=True, individuals=0, repeat=0, test=True)
+    rest = search["seconds"] - search["individuals"] * step["evaluation"]
+    return projection.Costs(
+        materializing=step["materializing"],
+        calibrating=step["calibrating"] / max(step["calibration_images"], 1),
+        scoring=step["scoring"] / step["search_images"],
+        deciding=max(rest, 0.0) / bench.options.generations,
+        gathering=bench.measure("gather")["gather"],
     )
 
 
