@@ -10,7 +10,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo test lint reproduce reproduce-small quality wheel clean
+.PHONY: demo test lint reproduce reproduce-small quality bench wheel clean
 
 demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
 	rm -rf runs/demo
@@ -47,6 +47,11 @@ quality: .venv/installed  ## every method on families of checkpoints; rewrites c
 	$(BIN)/python tests/benchmarks/quality.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/quality
 	rm -rf cards/quality
 	cp -R runs/quality/results cards/quality
+
+bench: .venv/installed  ## what a search costs, against plain PyTorch and PyGAD; rewrites cards/speed
+	$(BIN)/python tests/benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench
+	rm -rf cards/speed
+	cp -R runs/bench/results cards/speed
 
 wheel:  ## dist/hfmega-*.whl, with any Python that has pip
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,0 +1,256 @@
+"""The tables of `make bench`: what is measured for each, and what is said of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any, Final
+
+import projection
+from bench import Bench, Found
+
+WAYS: Final = {
+    "default": "hfmega",
+    "exact": "hfmega --exact",
+    "plain": "plain PyTorch",
+    "torchga": "PyGAD (torchga)",
+    "bare": "forward passes alone",
+}
+BLOCKS: Final = {"calibrate": True, "no-calibrate": False}
+VARIANTS: Final[dict[str, dict[str, Any]]] = {  # name -> fields of hfmega.race.Race
+    "halving and paired test": {},
+    "halving alone": {"test": False},
+    "paired test alone": {"halving": False},
+}
+LATE: Final = 20  # generations after which materializing is timed
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a page and a terminal show."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def rows(bench: Bench) -> Iterator[Table]:
+    """The main table, a block with and a block without calibration; the rows in turn, as often as asked."""
+    for block in bench.options.blocks:
+        measured: dict[str, list[Found]] = {way: [] for way in WAYS}
+        for repeat in range(bench.options.repeats):
+            for way in WAYS:
+                individuals = measured["exact"][0]["individuals"] if way == "bare" else 0
+                found = bench.measure(
+                    "row", way=way, calibrate=BLOCKS[block], individuals=individuals, repeat=repeat, test=True
+                )
+                measured[way].append(found)
+        yield block_table(block, measured, bench)
+
+
+def block_table(block: str, measured: dict[str, list[Found]], bench: Bench) -> Table:
+    seconds = {way: [found["seconds"] for found in several] for way, several in measured.items()}
+    lines = []
+    for way, several in measured.items():
+        first, middle = several[0], median(seconds[way])
+        spread = f" ({min(seconds[way]):.1f} to {max(seconds[way]):.1f})" if len(several) > 1 else ""
+        lines.append(
+            [
+                WAYS[way],
+                f"{middle:.1f}{spread}",
+                "-" if first["individuals"] is None else f"{first['individuals']:,}",
+                f"{first['images']:,}",
+                f"{first['images'] / middle:,.0f}",
+                memory(max(found["peak_mb"] for found in several)),
+                f"+{max(found['peak_mb'] - found['start_mb'] for found in several):.0f}",
+                f"{first['fitness']:.4f}",
+                f"{first['test']:.4f}",
+                f"{middle / median(seconds['default']):.2f}",
+                f"{middle / median(seconds['bare']):.2f}",
+            ]
+        )
+    options = bench.options
+    return Table(
+        f"One search, {'with' if BLOCKS[block] else 'without'} re-estimated BatchNorm statistics",
+        f"{options.generations} populations of {options.population} are scored in every row; seed {options.seed}, "
+        f"{times(options.repeats)}. Seconds: from the first ask to the last tell, median"
+        " (least to most). Images: all that went through the network, those for calibration too. "
+        "Memory: of the process at most while it searched, and how much of that the search added to what was loaded. "
+        "Fitness and test: of the best individual; of forward passes alone (as many as --exact makes, in its batches, "
+        "nothing searched) of the sources' average.",
+        [
+            *("search", "seconds", "individuals", "images", "images/s", "peak MB", "added MB", "fitness", "test"),
+            *("seconds / hfmega", "seconds / passes"),
+        ],
+        lines,
+    )
+
+
+def times(count: int) -> str:
+    return "measured once" if count == 1 else f"measured {count} times in turn"
+
+
+def memory(megabytes: float) -> str:
+    return f"{megabytes:,.0f}"
+
+
+def several(bench: Bench, **others: Any) -> list[Found]:
+    """The same search from many seeds, one after another in one process."""
+    calibrate = bench.options.seeds_block == "calibrate"
+    return bench.measure("seeds", calibrate=calibrate, test=True, seed=bench.options.seeds, **others)["searches"]
+
+
+def seeds(bench: Bench) -> Iterator[Table]:
+    """Whether a race costs accuracy: the same searches with and without."""
+    pairs = list(zip(several(bench, way="default"), several(bench, way="exact"), strict=True))
+    differences = [race["test"] - exact["test"] for race, exact in pairs]
+    share = sum(race["images"] for race, _ in pairs) / sum(exact["images"] for _, exact in pairs)
+    error = f"{100 * stdev(differences) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else "-"
+    yield Table(
+        "The race against exact scores",
+        f"{len(pairs)} search seeds, {bench.options.seeds_block}. On the test images the race's best is "
+        f"{100 * fmean(differences):+.2f} points from that of exact scores on average (standard error {error} points), "
+        f"for {share:.0%} of the images.",
+        ["seed", "test, hfmega", "test, --exact", "points", "images, hfmega", "images, --exact", "share"],
+        [
+            [
+                str(seed),
+                f"{race['test']:.4f}",
+                f"{exact['test']:.4f}",
+                f"{100 * difference:+.2f}",
+                f"{race['images']:,}",
+                f"{exact['images']:,}",
+                f"{race['images'] / exact['images']:.0%}",
+            ]
+            for seed, ((race, exact), difference) in enumerate(zip(pairs, differences, strict=True))
+        ],
+    )
+
+
+def variants(bench: Bench) -> Iterator[Table]:
+    """What each part of the race saves: means over the seeds."""
+    named = {n: VARIANTS[n] for n in bench.options.variants}
+    exact = several(bench, way="exact")
+    searched = {"--exact": exact, **{n: several(bench, way="default", race=race) for n, race in named.items()}}
+    whole = fmean(found["images"] for found in exact)
+    yield Table(
+        "The parts of the race",
+        f"Means over {bench.options.seeds} search seeds, {bench.options.seeds_block}.",
+        ["race", "seconds", "images", "share of images", "fitness", "test"],
+        [
+            [
+                variant,
+                f"{fmean(f['seconds'] for f in found):.1f}",
+                f"{fmean(f['images'] for f in found):,.0f}",
+                f"{fmean(f['images'] for f in found) / whole:.0%}",
+                f"{fmean(f['fitness'] for f in found):.4f}",
+                f"{fmean(f['test'] for f in found):.4f}",
+            ]
+            for variant, found in searched.items()
+        ],
+    )
+
+
+def population(bench: Bench) -> Iterator[Table]:
+    """Cost against population; the memory must not depend on it."""
+    searched = {
+        size: bench.measure(
+            "row",
+            way="default",
+            population=size,
+            generations=2,
+            images=bench.options.population_images,
+            calibrate=False,
+        )
+        for size in bench.options.populations
+    }
+    peaks = [found["peak_mb"] for found in searched.values()]
+    yield Table(
+        "Cost against population",
+        f"Two populations of each size, {bench.options.population_images:,} fitness images, without calibration. "
+        f"Peak memory lies between {memory(min(peaks))} and "
+        f"{memory(max(peaks))} MB: an individual is a recipe of a few numbers.",
+        ["population", "seconds", "images", "images/s", "peak MB", "added MB"],
+        [
+            [
+                str(size),
+                f"{found['seconds']:.1f}",
+                f"{found['images']:,}",
+                f"{found['images'] / found['seconds']:,.0f}",
+                memory(found["peak_mb"]),
+                f"+{found['peak_mb'] - found['start_mb']:.1f}",
+            ]
+            for size, found in searched.items()
+        ],
+    )
+
+
+def size(bench: Bench) -> Iterator[Table]:
+    """What materializing is of an evaluation, by the size of the network."""
+    measured = {
+        architecture: bench.measure("steps", architecture=architecture, generations=LATE, calibrate=True)
+        for architecture in bench.options.architectures
+    }
+    yield Table(
+        "Cost against the size of the network",
+        f"One individual of generation {LATE} of a search that was told made-up scores (untrained weights, "
+        f"{bench.options.population} individuals): materialized, calibrated and scored.",
+        ["network", "floats", "noise terms", "materializing (ms)", "evaluation (ms)", "share", "images/s"],
+        [
+            [
+                architecture,
+                f"{found['floats']:,}",
+                str(found["noise_terms"]),
+                f"{1000 * found['materializing']:.1f}",
+                f"{1000 * found['evaluation']:.0f}",
+                f"{found['materializing'] / found['evaluation']:.1%}",
+                f"{found['images_per_second']:,.0f}",
+            ]
+            for architecture, found in measured.items()
+        ],
+    )
+
+
+def workers(bench: Bench) -> Iterator[Table]:
+    """A projection to more workers from the steps measured here."""
+    options = bench.options
+    step = bench.measure("steps", generations=options.generations, calibrate=True)
+    costs = costs_of(bench, step)
+    shape = options.population - 1, step["search_images"], step["calibration_images"]
+    races = {"--exact": projection.exact(*shape), "hfmega": projection.raced(*shape)}
+    written = ", then ".join(f"{rung.individuals} on {rung.images:,}" for rung in races["hfmega"])
+
+    def cells(rungs: list[projection.Rung], count: int) -> list[str]:
+        alone, together = (projection.generation(rungs, costs, k) for k in (1, count))
+        return [f"{together:.2f}", f"{alone / together:.1f}"]
+
+    yield Table(
+        "More workers (a projection, not a measurement)",
+        f"The {options.population - 1} children of a generation, with calibration, are handed out longest job first, a "
+        f"rung of the race at a time ({written} images, if the paired test stops nobody). From steps measured on one "
+        f"worker: materializing {1000 * costs.materializing:.1f} ms, calibrating {1e6 * costs.calibrating:.0f} µs and "
+        f"scoring {1e6 * costs.scoring:.0f} µs an image, everything else {1000 * costs.deciding:.1f} ms a rung, "
+        f"gathering {1000 * costs.gathering:.2f} ms a rung between two processes of one machine (taken to be the same "
+        "for more).",
+        ["workers", *(cell for race in races for cell in (f"seconds a generation, {race}", "speed-up"))],
+        [
+            [str(count), *(cell for rungs in races.values() for cell in cells(rungs, count))]
+            for count in options.workers
+        ],
+    )
+
+
+def costs_of(bench: Bench, step: Found) -> projection.Costs:
+    """The steps by measurement; deciding is what an exact search takes beyond its evaluations, a generation."""
+    search = bench.measure("row", way="exact", calibrate=True, individuals=0, repeat=0, test=True)
+    rest = search["seconds"] - search["individuals"] * step["evaluation"]
+    return projection.Costs(
+        materializing=step["materializing"],
+        calibrating=step["calibrating"] / max(step["calibration_images"], 1),
+        scoring=step["scoring"] / step["search_images"],
+        deciding=max(rest, 0.0) / bench.options.generations,
+        gathering=bench.measure("gather")["gather"],
+    )
+
+
+TABLES: Final = {f.__name__: f for f in (rows, seeds, variants, population, size, workers)}
