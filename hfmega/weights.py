@@ -99,7 +99,8 @@ def mix(
     checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
 ) -> Sources:
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
-    parameters = dict(build(checkpoints[0].config).named_parameters())
+    with torch.device("meta"):  # only the names are needed
+        parameters = dict(build(checkpoints[0].config).named_parameters())
     return Sources(states, parameters, device)
 
 

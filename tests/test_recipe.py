@@ -273,3 +273,27 @@ def test_the_noise_cache_stays_below_its_limit_and_forgets_the_oldest() -> None:
 def test_a_noise_term_larger_than_the_cache_is_still_given() -> None:
     cache = NoiseCache(layout_of({"w": torch.zeros(1000)}, {"w"}), limit=10, device=torch.device("cpu"))
     assert len(cache.get(Noise(1, 1.0, 0.1, "element"))[0]) == 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Recipe((0.3, 0.7), (ELEMENT, TENSOR)),
+        Recipe((0.0, -0.7), (ELEMENT,)),
+        Recipe((0.0, 0.0), (TENSOR,)),
+        Recipe((0.5, 0.25), genome="layer", offsets=(0.1, -0.1, 0.0, 0.3, -0.5, 0.75)),
+        Recipe((0.5, 0.25), genome="channel", offsets=tuple(n / 7 for n in range(2 * (4 + 4 + 4 + 10)))),
+        Recipe((0.5, 0.5), static=recipe.Static("ties", base=1, density=0.5)),
+    ],
+    ids=["blend", "one left out", "none", "layers", "channels", "ties"],
+)
+def test_sources_mixed_tensor_by_tensor_have_the_bits_of_sources_mixed_whole(
+    wanted: Recipe, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [state(0, dtype), state(1, dtype)]
+    whole = Sources(states, PARAMETERS)
+    monkeypatch.setattr(recipe, "COPIED", 0)
+    mapped = Sources(states, PARAMETERS)
+    assert len(mapped._parts) == 6
+    assert same_bits(weights(mapped, wanted), weights(whole, wanted))
