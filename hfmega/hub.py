@@ -4,9 +4,10 @@ huggingface_hub is the only client. Everything that leaves this room is a plain 
 All files of a source come from one commit, and each is compared with the hash that the Hub states for it.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ from yaml import YAMLError
 
 from hfmega import HfmegaError, __version__
 from hfmega.config import read as read_config
+from hfmega.shards import INDEX, read_index, shards_of
 from hfmega.steady import steady
 
 CONFIG: Final = "config.json"
@@ -67,7 +69,10 @@ CLIENT_ERRORS: Final = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and config of one network on this disk. `revision` is a commit sha; both are None for a folder."""
+    """Weights and config of one network on this disk. `revision` is a commit sha; both are None for a folder.
+
+    shards: the files of its weights where they are not one; sha256: see `sha256_of_weights`.
+    """
 
     name: str
     repo_id: str | None
@@ -76,6 +81,7 @@ class Checkpoint:
     sha256: str
     config: dict[str, Any]
     license: str | None = None
+    shards: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -93,7 +99,8 @@ def pull(source: str, token: str | None = None) -> Checkpoint:
     """Bring a source to this disk: `user/name[@revision]`, `hf://user/name[@revision]` or a folder.
 
     A Hub source is pinned to the commit that its revision means now; its weights are compared with the sha256 that
-    the Hub states for them, fetched again once, and refused if they still differ.
+    the Hub states for them, fetched again once, and refused if they still differ. Of weights in several files those
+    are fetched that their index names.
     Raises HfmegaError for anything that cannot be had, is only a pickle, or has a config that cannot be read.
     """
     if _is_local(source):
@@ -129,8 +136,37 @@ def _from_folder(folder: Path) -> Checkpoint:
     files = {path.name for path in folder.iterdir()}
     _require_safetensors(str(folder), files)
     config = read_config(folder / CONFIG, str(folder))
-    sha256 = sha256_of(folder / WEIGHTS)
-    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, config, _license(folder / CARD))
+    shards = shards_in(folder, files)
+    sha256 = sha256_of_weights(folder, shards)
+    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, config, _license(folder / CARD), shards)
+
+
+def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:
+    """The shards of the weights in a folder of some files; none where the weights are one file.
+
+    Raises HfmegaError for an index that cannot be read, or names a shard that is not among the files.
+    """
+    return () if WEIGHTS in files else _named(folder / INDEX, files, str(folder))
+
+
+def _named(index: Path, files: Collection[str], where: str) -> tuple[str, ...]:
+    """The shards that an index names, if all of them are there."""
+    shards = shards_of(read_index(index, where))
+    if missing := [shard for shard in shards if shard not in files]:
+        raise HfmegaError(f"{where} lacks {missing[0]}, which its {INDEX} names ({len(missing)} missing).")
+    return shards
+
+
+def sha256_of_weights(folder: Path, shards: Collection[str]) -> str:
+    """The sha256 of the weights in a folder: that of their file, or of what `sha256sum` prints of their shards.
+
+    Of each shard, sorted by name, that is a line of its sha256, two spaces and its name; in a shell
+    `sha256sum model-*.safetensors | sha256sum` gives the same.
+    """
+    if not shards:
+        return sha256_of(folder / WEIGHTS)
+    lines = [f"{sha256_of(folder / shard)}  {shard}\n" for shard in sorted(shards)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def name_of(folder: Path) -> str:
@@ -140,7 +176,7 @@ def name_of(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at a commit."""
+    """A repository at a commit, and what is stated of its files: by the Hub, or offline by the names in the cache."""
 
     repo_id: str
     commit: str
@@ -160,10 +196,29 @@ class Remote:
                     force_download=again,
                 )
             )
-            if not damaged(path, self.stated.get(name) or path.resolve().name):  # the cache is named by these hashes
+            if not damaged(path, self.stated.get(name) or path.resolve().name):
                 return path
         where = "is damaged in the cache" if constants.HF_HUB_OFFLINE else "came damaged twice"
         raise HfmegaError(f"{name} of {self.repo_id} {where}: its hash is not the one that the Hub states.")
+
+    def missing_bytes(self, name: str) -> int:
+        """How much of a file is not on this disk yet."""
+        file = steady(hf_hub_download, self.repo_id, name, revision=self.commit, token=self.token, dry_run=True)
+        assert isinstance(file, DryRunFileInfo)
+        return (file.file_size or 0) if file.will_download else 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights lie in several files."""
+        return INDEX in self.stated and WEIGHTS not in self.stated
+
+    def shards(self) -> tuple[str, ...]:
+        """The files of sharded weights, by their index; none where the weights are one file. None is fetched."""
+        if not self.sharded:
+            return ()
+        if constants.HF_HUB_OFFLINE:  # what the cache lacks, the Hub may have: `fetch` says so
+            return shards_of(read_index(self.fetch(INDEX), self.repo_id))
+        return _named(self.fetch(INDEX), self.stated, self.repo_id)
 
     def fetch_if_there(self, name: str) -> Path | None:
         with suppress(EntryNotFoundError):
@@ -186,7 +241,9 @@ def stated_of(info: ModelInfo) -> Stated:
 
 def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoint:
     remote = _pin(repo_id, revision, token)
-    config, weights = remote.fetch(CONFIG), remote.fetch(WEIGHTS)
+    config, shards = remote.fetch(CONFIG), remote.shards()
+    for name in shards or (WEIGHTS,):
+        remote.fetch(name)
     card = remote.fetch_if_there(CARD)
     stated_license = _license(card) if card else None
     return Checkpoint(
@@ -194,9 +251,10 @@ def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoi
         repo_id,
         remote.commit,
         config.parent,
-        sha256_of(weights),
+        sha256_of_weights(config.parent, shards),
         read_config(config, repo_id),
         stated_license,
+        shards,
     )
 
 
@@ -259,7 +317,9 @@ class Preview:
 
 
 def preview(source: str, token: str | None = None) -> Preview:
-    """What `pull` would bring: of a Hub source only the config is fetched. Raises HfmegaError as `pull` does.
+    """What `pull` would bring: of a Hub source only the config is fetched, and the index of its weights if it has one.
+
+    Raises HfmegaError as `pull` does.
 
     The sha256 of a Hub source is empty: its weights are not here.
     """
@@ -268,19 +328,19 @@ def preview(source: str, token: str | None = None) -> Preview:
     repo_id, revision = parse(source)
     try:
         remote = _pin(repo_id, revision, token)
-        config, commit = remote.fetch(CONFIG), remote.commit
-        weights = steady(hf_hub_download, repo_id, WEIGHTS, revision=commit, token=token, dry_run=True)
-        assert isinstance(weights, DryRunFileInfo)
+        config, shards = remote.fetch(CONFIG), remote.shards()
+        missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
-    checkpoint = Checkpoint(repo_id, repo_id, commit, config.parent, "", read_config(config, repo_id))
-    return Preview(checkpoint, (weights.file_size or 0) if weights.will_download else 0)
+    checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_config(config, repo_id))
+    return Preview(checkpoint, missing)
 
 
 def _pin(repo_id: str, revision: str | None, token: str | None) -> Remote:
-    """The commit that a revision means now, with what the Hub states of its files (offline: with nothing)."""
+    """The commit that a revision means now, with what is stated of its files: the cache calls them by their hashes."""
     if constants.HF_HUB_OFFLINE:
-        return Remote(repo_id, Path(hf_hub_download(repo_id, CONFIG, revision=revision)).parent.name, {}, token)
+        snapshot = Path(hf_hub_download(repo_id, CONFIG, revision=revision)).parent
+        return Remote(repo_id, snapshot.name, {p.name: p.resolve().name for p in snapshot.iterdir()}, token)
     client = api(token)
     info = steady(client.model_info, repo_id, revision=revision, files_metadata=True)
     _require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
@@ -294,15 +354,18 @@ def _pin(repo_id: str, revision: str | None, token: str | None) -> Remote:
 def _require_safetensors(where: str, files: Iterable[str]) -> None:
     names = set(files)
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if WEIGHTS not in names and pickles:
+    if not names & {WEIGHTS, INDEX} and pickles:
         convert = f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')"
         raise HfmegaError(
             f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: convert it "
             f'with `python -c "import torch, safetensors.torch as s; {convert}"`.'
         )
-    for needed in (CONFIG, WEIGHTS):
-        if needed not in names:
-            raise HfmegaError(f"{where} has no {needed}: a source needs {CONFIG} and {WEIGHTS}, as timm writes them.")
+    for needed in ({CONFIG}, {WEIGHTS, INDEX}):
+        if not names & needed:
+            raise HfmegaError(
+                f"{where} has no {min(needed)}: a source needs {CONFIG} and {WEIGHTS}, as timm writes them, or the "
+                f"shards of its weights with {INDEX}."
+            )
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,7 @@ from hfmega.recipe import Recipe, Sources, Static
 from hfmega.run import WORK, write_atomically
 from hfmega.search import Generation
 from hfmega.settings import WITH_EVIDENCE
+from hfmega.shards import INDEX
 from hfmega.tensors import read_tensors
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild, save_weights
 
@@ -330,14 +331,21 @@ def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: st
             raise HfmegaError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
         return checkpoint
     remembered = read_places(folder).get(entry.sha256)
-    nearby = [path.parent for path in sorted(places.rglob(hub.WEIGHTS))] if places else []
+    nearby = [path.parent for name in (hub.WEIGHTS, INDEX) for path in sorted(places.rglob(name))] if places else []
     for place in ([Path(remembered)] if remembered else []) + nearby:
-        weights = place / hub.WEIGHTS
-        if weights.is_file() and hub.sha256_of(weights) == entry.sha256:
+        if _hash_at(place) == entry.sha256:
             return hub.pull(str(place))
     raise HfmegaError(
         f"the local source {entry.name} (sha256 {entry.sha256[:12]}) was not found: name its place with --sources DIR."
     )
+
+
+def _hash_at(place: Path) -> str | None:
+    """The sha256 of the weights in a folder; None where there are none."""
+    try:
+        return hub.sha256_of_weights(place, hub.shards_in(place, {path.name for path in place.iterdir()}))
+    except (OSError, HfmegaError):
+        return None
 
 
 def evaluation_target(

@@ -22,7 +22,12 @@ from hfmega import HfmegaError, methods
 from hfmega.layout import Genome, Layout, Segments, flatten, groups_of, layout_of
 from hfmega.rng import normal_table, philox, raw_words
 
+# The noise of a whole population is kept, else each individual would draw again what the last one let go: after 20
+# generations of the default search that is about 72 terms on 2 % of the floats, 8.6 bytes a float of the network.
 NOISE_CACHE_BYTES: Final = 32 << 20
+NOISE_CACHE_BYTES_A_FLOAT: Final = 10
+PIECE: Final = 1 << 16  # words of noise drawn at a time; even, so that pieces are those of one drawing
+COPIED: Final = 1 << 22  # floats of a source: up to this size one call for all tensors is faster than one for each
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,41 @@ def centroid(recipes: Sequence[Recipe]) -> Recipe:
     return blend(recipes, [1.0 / len(recipes)] * len(recipes))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Elements [start, stop) of the flat vector, and what each source has there: [stop - start] in its own dtype."""
+
+    start: int
+    stop: int
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What sources are multiplied with. used: those that have any share, in order; table: float32 [segments, sources];
+    bounds: int64 [segments + 1], where the segments begin and end in the flat vector.
+    """
+
+    used: tuple[int, ...]
+    table: NDArray[np.float32]
+    bounds: NDArray[np.int64]
+
+    def factor(self, source: int, part: Part) -> float | Tensor:
+        """Of one source in a part: a number, or a number for each element, float32 [stop - start] on the CPU."""
+        first = int(np.searchsorted(self.bounds, part.start, "right")) - 1
+        last = int(np.searchsorted(self.bounds, part.stop, "left"))
+        column = self.table[first:last, source]
+        if len(column) == 1:
+            return float(column[0])
+        return torch.from_numpy(np.repeat(column, np.diff(self.bounds[first : last + 1])))
+
+
 class Sources:
-    """The checkpoints of a merge, flat on a device, ready to be mixed.
+    """The checkpoints of a merge, ready to be mixed on a device.
 
     states: one state dict per source, with equal names, shapes and dtypes. Integer tensors come from the first.
+    Small sources, and all sources on another device than the CPU, are copied whole. Large ones on the CPU are used
+    where they are, in a mapped file say, so that together they may be larger than memory; nobody may change them.
     evidence: what images said of the sources (`fisher`, `regmean`): `<source>/<tensor>` to float32.
     """
 
@@ -146,15 +182,28 @@ class Sources:
     ) -> None:
         self.layout = layout_of(states[0], parameters)
         self.device = torch.device(device)
-        self.integers = {name: t for name, t in states[0].items() if not t.is_floating_point()}
-        self._flats = [flatten(state, self.layout).to(self.device) for state in states]
+        self.integers = {name: t.clone() for name, t in states[0].items() if not t.is_floating_point()}
+        self._tensors, self._parts = self._laid_out(states)
         self.evidence: Mapping[str, Tensor] = {}
         self._groups: dict[Genome, Segments] = {}
-        self._product = torch.empty_like(self._flats[0])
-        self._noise = NoiseCache(self.layout, max(NOISE_CACHE_BYTES, 8 * self.layout.size), self.device)
+        self._scratch = torch.empty(max(part.stop - part.start for part in self._parts), device=self.device)
+        limit = max(NOISE_CACHE_BYTES, NOISE_CACHE_BYTES_A_FLOAT * self.layout.size)
+        self._noise = NoiseCache(self.layout, limit, self.device)
+
+    def _laid_out(self, states: Sequence[Mapping[str, Tensor]]) -> tuple[list[Mapping[str, Tensor]], list[Part]]:
+        """The float tensors of each source by name, and the parts in which sources are mixed."""
+        if self.device.type != "cpu" or self.layout.size <= COPIED:
+            flats = [flatten(state, self.layout).to(self.device) for state in states]
+            return [self.layout.views(flat) for flat in flats], [Part(0, self.layout.size, tuple(flats))]
+        parts = [
+            Part(slot.start, slot.stop, tuple(state[slot.name].reshape(-1) for state in states))
+            for slot in self.layout.slots
+            if slot.stop > slot.start
+        ]
+        return list(states), parts
 
     def __len__(self) -> int:
-        return len(self._flats)
+        return len(self._tensors)
 
     def materialize(self, recipe: Recipe, out: Tensor) -> None:
         """Write theta(recipe) into out: float32 [layout.size], rounded to the dtypes that are saved.
@@ -165,13 +214,9 @@ class Sources:
         """
         if len(recipe.coefficients) != len(self):
             raise HfmegaError(f"the recipe has {len(recipe.coefficients)} coefficients for {len(self)} sources.")
-        terms = [(c, flat) for c, flat in zip(self._factors(recipe), self._flats, strict=True) if c is not None]
-        out.zero_()
-        for position, (coefficient, flat) in enumerate(terms):
-            product = self._product if position else out
-            torch.mul(flat, coefficient, out=product)
-            if position:
-                out.add_(product)
+        shares = self._shares(recipe)
+        for part in self._parts:
+            self._mix(part, shares, out[part.start : part.stop])
         if recipe.static:
             self._merge_static(recipe, recipe.static, out)
         for term in recipe.noise:
@@ -179,16 +224,30 @@ class Sources:
             out.index_add_(0, index, values * float(np.float32(term.weight)))
         self.settle(out)
 
-    def _factors(self, recipe: Recipe) -> list[float | Tensor | None]:
-        """What each source is multiplied with: a number, one number for each element, or None for no share at all."""
+    def _shares(self, recipe: Recipe) -> Shares:
         if not recipe.offsets:
-            return [float(np.float32(c)) if c != 0.0 else None for c in recipe.coefficients]
+            used = tuple(k for k, c in enumerate(recipe.coefficients) if c != 0.0)
+            return Shares(used, np.array([recipe.coefficients], np.float32), np.array([0, self.layout.size]))
         groups = self.groups(recipe.genome)
         table = recipe.table(groups.count).astype(np.float32)[groups.owners]
-        return [
-            torch.from_numpy(np.repeat(column, groups.sizes)).to(self.device) if column.any() else None
-            for column in table.T
-        ]
+        used = tuple(np.flatnonzero(table.any(axis=0)).tolist())
+        return Shares(used, table, np.concatenate([[0], np.cumsum(groups.sizes)]))
+
+    def _mix(self, part: Part, shares: Shares, out: Tensor) -> None:
+        """Write the sum of the sources into one part of the flat vector, each product rounded before it is added."""
+        if not shares.used:
+            out.zero_()
+        for position, source in enumerate(shares.used):
+            tensor, factor = part.tensors[source], shares.factor(source, part)
+            product = self._scratch[: len(out)] if position else out
+            if isinstance(factor, Tensor):
+                factor = factor.to(self.device)
+            if tensor.dtype == torch.float32:
+                torch.mul(tensor, factor, out=product)
+            else:
+                product.copy_(tensor).mul_(factor)
+            if position:
+                out.add_(product)
 
     def groups(self, genome: Genome) -> Segments:
         """The groups of a genome in this layout."""
@@ -202,8 +261,8 @@ class Sources:
         for slot in self.layout.slots:
             if slot.parameter:
                 part = slice(slot.start, slot.stop)
-                models = [self._flats[k][part].view(slot.shape) for k in leaves]
-                base = None if static.base is None else self._flats[static.base][part].view(slot.shape)
+                models = [self._tensors[k][slot.name].float() for k in leaves]
+                base = None if static.base is None else self._tensors[static.base][slot.name].float()
                 known = [self.evidence.get(f"{k}/{slot.name}") for k in leaves]
                 out[part] = static_tensor(static, slot.name, models, base, known).flatten()
 
@@ -251,41 +310,68 @@ def static_tensor(
 
 
 class NoiseCache:
-    """Noise terms as (index int64 [hits], values float32 [hits]) on a device; the oldest leave when it is full."""
+    """Noise terms on a device, 6 bytes for each element that is hit; the oldest leave when there are too many.
+
+    A term is kept as what decides it, (index int32 [hits], lots uint16 [hits]), since terms differ in little else.
+    """
 
     def __init__(self, layout: Layout, limit: int, device: torch.device) -> None:
         self._layout, self._limit, self._device = layout, limit, device
         self._terms: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self._scaled: dict[float, Tensor] = {}
         self._bytes = 0
 
     def get(self, noise: Noise) -> tuple[Tensor, Tensor]:
-        key = (noise.seed, noise.rate, noise.sigma, noise.unit)
+        """What `noise_values` says of a term, on the device: int32 (of huge networks int64) and float32 [hits]."""
+        index, lots = self._drawn(noise)
+        if noise.sigma not in self._scaled:
+            table = normal_table() * np.float32(noise.sigma)
+            self._scaled[noise.sigma] = torch.from_numpy(table).to(self._device)
+        return index, self._scaled[noise.sigma].index_select(0, lots.int())
+
+    def _drawn(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        key = (noise.seed, noise.rate, noise.unit)
         if key not in self._terms:
-            index, values = noise_values(noise, self._layout)
-            self._terms[key] = torch.from_numpy(index).to(self._device), torch.from_numpy(values).to(self._device)
-            self._bytes += 12 * len(index)
+            index, lots = noise_lots(noise, self._layout)
+            narrow = index.astype(np.int32 if self._layout.size < 2**31 else np.int64)
+            self._terms[key] = torch.from_numpy(narrow).to(self._device), torch.from_numpy(lots).to(self._device)
+            self._bytes += narrow.nbytes + lots.nbytes
             while self._bytes > self._limit and len(self._terms) > 1:
-                _, (oldest, _) = self._terms.popitem(last=False)
-                self._bytes -= 12 * len(oldest)
+                _, oldest = self._terms.popitem(last=False)
+                self._bytes -= sum(part.nbytes for part in oldest)
         self._terms.move_to_end(key)
         return self._terms[key]
 
 
 def noise_values(noise: Noise, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """The elements that a noise term (of weight 1) hits: int64 [hits] into the flat vector, and their float32 [hits].
+    """The elements that a noise term (of weight 1) hits: int64 [hits] into the flat vector; their float32 [hits]."""
+    index, lots = noise_lots(noise, layout)
+    return index, normal_table()[lots] * np.float32(noise.sigma)
+
+
+def noise_lots(noise: Noise, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """The elements that a noise term hits, int64 [hits], and which of the normal quantiles each gets, uint16 [hits].
 
     Each tensor draws from its own generator, keyed by (seed, tensor name): 32 bits decide whether an element (or the
     whole tensor) is hit, 16 bits pick the normal quantile of an element that is.
     """
-    threshold, sigma, table = round(noise.rate * 2**32), np.float32(noise.sigma), normal_table()
-    indices, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    threshold = round(noise.rate * 2**32)
+    indices, lots = [np.empty(0, np.int64)], [np.empty(0, np.uint16)]
     for slot in layout.slots:
         if not slot.parameter:
             continue
         bits = philox(noise.seed, slot.name)
         size = slot.stop - slot.start
-        lots = raw_words(bits, size if noise.unit == "element" else 1, "<u4")
-        hit = np.flatnonzero(np.broadcast_to(lots < threshold, size))
+        hit = (
+            hits(bits, size, threshold) if noise.unit == "element" else np.arange(size * hits(bits, 1, threshold).size)
+        )
         indices.append(hit + slot.start)
-        values.append(table[raw_words(bits, len(hit), "<u2")] * sigma)
-    return np.concatenate(indices), np.concatenate(values)
+        lots.append(raw_words(bits, len(hit), "<u2").astype(np.uint16, copy=False))
+    return np.concatenate(indices), np.concatenate(lots)
+
+
+def hits(bits: np.random.Philox, size: int, threshold: int) -> NDArray[np.int64]:
+    """Which of the next `size` 32-bit words are below a threshold: int64 [hits]. Drawn in pieces that stay in cache."""
+    starts = range(0, size, PIECE)
+    found = [np.flatnonzero(raw_words(bits, min(PIECE, size - n), "<u4") < threshold) + n for n in starts]
+    return np.concatenate([np.empty(0, np.int64), *found])

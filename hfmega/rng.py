@@ -70,5 +70,5 @@ def normal_table() -> NDArray[np.float32]:
 def raw_words(bits: np.random.Philox, count: int, word: str) -> NDArray[np.uint64]:
     """The next raw integers of `bits` cut into `count` little-endian words of dtype `word`."""
     per_integer = 8 // np.dtype(word).itemsize
-    raw = bits.random_raw(-(-count // per_integer)).astype("<u8")
+    raw = bits.random_raw(-(-count // per_integer)).astype("<u8", copy=False)
     return raw.view(word)[:count]

@@ -1,7 +1,7 @@
 """The tensors of checkpoints: reading them, whether they can be merged, mixing, writing."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,14 +15,35 @@ from hfmega.hub import Checkpoint
 from hfmega.models import build, sizes
 from hfmega.recipe import Recipe, Sources
 from hfmega.run import write_atomically
+from hfmega.shards import INDEX, read_index, shards_of
 from hfmega.tensors import read_tensors
 
 STATISTICS: Final = ("running_mean", "running_var")
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. Raises HfmegaError for a broken file, or a NaN or Inf in it."""
-    return read_tensors(checkpoint.weights, f"{checkpoint.name}: {hub.WEIGHTS}")
+    """The tensors of a checkpoint. Raises HfmegaError for a broken file, a NaN or Inf in it, or a wrong index."""
+    if not checkpoint.shards:
+        return read_tensors(checkpoint.weights, f"{checkpoint.name}: {hub.WEIGHTS}")
+    index = read_index(checkpoint.folder / INDEX, checkpoint.name)
+    state: dict[str, Tensor] = {}
+    for shard in shards_of(index):
+        where = f"{checkpoint.name}: {shard}"
+        tensors = read_tensors(checkpoint.folder / shard, where)
+        _check_shard(where, tensors, index, shard)
+        state |= tensors
+    return state
+
+
+def _check_shard(where: str, tensors: Collection[str], index: Mapping[str, str], shard: str) -> None:
+    """Raises HfmegaError unless a shard holds the tensors that the index puts there and no others."""
+    for name in tensors:
+        if name not in index:
+            raise HfmegaError(f"{where} has the tensor {name}, which {INDEX} does not name.")
+        if index[name] != shard:
+            raise HfmegaError(f"{where} has the tensor {name}, which {INDEX} puts into {index[name]}.")
+    if missing := sorted(name for name in index if index[name] == shard and name not in tensors):
+        raise HfmegaError(f"{where} lacks the tensor {missing[0]}, which {INDEX} puts there ({len(missing)} missing).")
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
@@ -78,7 +99,8 @@ def mix(
     checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
 ) -> Sources:
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
-    parameters = dict(build(checkpoints[0].config).named_parameters())
+    with torch.device("meta"):  # only the names are needed
+        parameters = dict(build(checkpoints[0].config).named_parameters())
     return Sources(states, parameters, device)
 
 

@@ -50,3 +50,59 @@ def test_memory_does_not_grow_with_the_population(tmp_path: Path) -> None:
         command = [sys.executable, "-c", MEASURE, str(tmp_path / "s1"), str(tmp_path / "s2"), str(population)]
         peaks.append(int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+MIX = """
+import sys, threading
+from pathlib import Path
+import torch
+from hfmega import hub
+from hfmega.recipe import Recipe, Sources
+from hfmega.weights import load_weights
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+def watch():
+    while not done.wait(0.002):
+        peak.append(anonymous())
+
+torch.set_num_threads(1)
+(torch.ones(1000) * 0.5 + 1).aminmax()  # what torch takes for itself at its first use
+sources, peak, done = [hub.pull(folder) for folder in sys.argv[1:]], [], threading.Event()
+before = anonymous()
+watcher = threading.Thread(target=watch)
+watcher.start()
+states = [load_weights(source) for source in sources]
+loaded = max(peak) - before
+mixed = Sources(states, ())
+flat = torch.empty(mixed.layout.size)
+mixed.materialize(Recipe((0.25, 0.5)), flat)
+done.set()
+watcher.join()
+print(loaded, max([*peak, anonymous()]) - before, flat.nbytes, sum(float(part.sum()) for part in flat.split(1_000_000)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory from mapped files")
+def test_sources_in_shards_are_mixed_without_being_copied_into_memory(tmp_path: Path) -> None:
+    """Two of 100 MB: reading takes nothing, mixing one network and one tensor of it."""
+    import torch
+    from huggingface_hub import save_torch_state_dict
+
+    for value in (1.0, 2.0):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        (folder / "config.json").write_text('{"architecture": "resnet50", "num_classes": 10}')
+        state = {f"{number:02}": torch.full((1250, 1000), value) for number in range(20)}
+        save_torch_state_dict(state, folder, max_shard_size="25MB")
+    command = [sys.executable, "-c", MIX, str(tmp_path / "1.0"), str(tmp_path / "2.0")]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    )
+    loaded, mixed, size, total = map(float, done.stdout.split())
+    assert len(list((tmp_path / "1.0").glob("*.safetensors"))) == 4
+    assert (size, total) == (100_000_000, 1.25 * 25_000_000)
+    assert loaded < 5_000_000, loaded
+    assert mixed < 100_000_000 + 5_000_000 + 5_000_000, mixed

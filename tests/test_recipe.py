@@ -1,6 +1,7 @@
 """A merge is a recipe: arithmetic on recipes is arithmetic on weights, and weights have the same bits everywhere."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfmega import HfmegaError, recipe
+from hfmega.evaluate import Score
 from hfmega.recipe import (
     Noise,
     NoiseCache,
@@ -18,10 +20,13 @@ from hfmega.recipe import (
     crossover,
     layout_of,
     mutate,
+    noise_lots,
     noise_values,
     source_alone,
     uniform_average,
 )
+from hfmega.rng import Draws
+from hfmega.search.ga import DEFAULT, MeGA
 
 PARAMETERS = {"bn.bias", "bn.weight", "conv.weight", "fc.weight"}
 ELEMENT = Noise(11, 0.25, 0.5, "element")
@@ -257,19 +262,62 @@ def test_float64_is_refused_by_name() -> None:
 
 def test_the_noise_cache_stays_below_its_limit_and_forgets_the_oldest() -> None:
     layout = layout_of({"w": torch.zeros(1000)}, {"w"})
-    cache = NoiseCache(layout, limit=30_000, device=torch.device("cpu"))  # a term of 1,000 hits takes 12,000 bytes
+    cache = NoiseCache(layout, limit=15_000, device=torch.device("cpu"))  # a term of 1,000 hits takes 6,000 bytes
     terms = [Noise(seed, 1.0, 0.1, "element") for seed in range(10)]
-    first = cache.get(terms[0])[1]
+    first = cache.get(terms[0])[0]
     for term in terms[1:]:
-        assert cache.get(terms[0])[1] is first  # asked for all the time, never the oldest
-        newest = cache.get(term)[1]
-        assert cache.get(term)[1] is newest
+        assert cache.get(terms[0])[0] is first  # asked for all the time, never the oldest
+        newest = cache.get(term)[0]
+        assert cache.get(term)[0] is newest
         kept = list(cache._terms.values())
-        assert sum(index.nbytes + values.nbytes for index, values in kept) == 12_000 * len(kept) == cache._bytes
+        assert sum(index.nbytes + lots.nbytes for index, lots in kept) == 6_000 * len(kept) == cache._bytes
         assert len(kept) == 2
     assert torch.equal(cache.get(terms[1])[1], torch.from_numpy(noise_values(terms[1], layout)[1]))
+
+
+def test_the_noise_of_a_late_population_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = Draws("made-up scores")
+    search = MeGA([source_alone(k, 2) for k in range(2)], DEFAULT, seed=0)
+    while True:
+        population = search.ask()
+        search.tell([Score(draws.below(1000), 1000, draws.uniform()) for _ in population])
+        if search.done:
+            break
+    terms = {replace(term, weight=1.0) for individual in population for term in individual.noise}
+    assert 50 < len(terms) < 100
+    drawn: list[Noise] = []
+    monkeypatch.setattr(recipe, "noise_lots", lambda term, layout: drawn.append(term) or noise_lots(term, layout))
+    monkeypatch.setattr(recipe, "NOISE_CACHE_BYTES", 0)
+    sources = Sources([{"w": torch.zeros(50_000)}, {"w": torch.ones(50_000)}], {"w"})
+    for individual in (*population, *population):
+        weights(sources, individual)
+    assert len(drawn) == len(terms)
 
 
 def test_a_noise_term_larger_than_the_cache_is_still_given() -> None:
     cache = NoiseCache(layout_of({"w": torch.zeros(1000)}, {"w"}), limit=10, device=torch.device("cpu"))
     assert len(cache.get(Noise(1, 1.0, 0.1, "element"))[0]) == 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Recipe((0.3, 0.7), (ELEMENT, TENSOR)),
+        Recipe((0.0, -0.7), (ELEMENT,)),
+        Recipe((0.0, 0.0), (TENSOR,)),
+        Recipe((0.5, 0.25), genome="layer", offsets=(0.1, -0.1, 0.0, 0.3, -0.5, 0.75)),
+        Recipe((0.5, 0.25), genome="channel", offsets=tuple(n / 7 for n in range(2 * (4 + 4 + 4 + 10)))),
+        Recipe((0.5, 0.5), static=recipe.Static("ties", base=1, density=0.5)),
+    ],
+    ids=["blend", "one left out", "none", "layers", "channels", "ties"],
+)
+def test_sources_mixed_tensor_by_tensor_have_the_bits_of_sources_mixed_whole(
+    wanted: Recipe, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [state(0, dtype), state(1, dtype)]
+    whole = Sources(states, PARAMETERS)
+    monkeypatch.setattr(recipe, "COPIED", 0)
+    mapped = Sources(states, PARAMETERS)
+    assert len(mapped._parts) == 6
+    assert same_bits(weights(mapped, wanted), weights(whole, wanted))
