@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor not there": (place("ema", FIRST), f"{FIRST} lacks the tensor ema, which {INDEX} puts there (1 missing)."),
     "a shard that is cut": (lambda f: os.truncate(f / FIRST, 90_000), f"{FIRST} cannot be read"),
     "a NaN": (lambda f: save_file({n: t / 0 for n, t in load_file(f / LAST).items()}, f / LAST),
-              f"{LAST} has NaN or Inf in the tensor"),
+              f"{LAST}: the tensor "),
 }  # fmt: skip
 
 
