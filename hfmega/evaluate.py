@@ -24,6 +24,7 @@ from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.race import Race, rungs, survivors
 from hfmega.recipe import Recipe, Sources, source_alone
+from hfmega.tensors import finite
 from hfmega.weights import check_mergeable, load_weights, mix
 
 # Measured fastest (CPU: a batch stays in the caches) or large enough to fill the device. Not probed by time: the batch
@@ -251,7 +252,7 @@ class Evaluator:
     @property
     def _sound(self) -> bool:
         """Whether all weights are finite: a ReLU may hide from the answers that one is not."""
-        return bool(self._flat.isfinite().all())
+        return finite(self._flat)
 
     def time(self, split: Split) -> float:
         """Seconds to materialize the only source and score it."""
