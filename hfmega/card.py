@@ -117,14 +117,14 @@ def loading(config: dict[str, Any]) -> dict[str, Any]:
 
 def render(template: str, **values: Any) -> str:
     """A card from its template. A value that is missing is an error, not an empty place."""
-    return templates().get_template(template).render(**values)
+    return templates(TEMPLATES).get_template(template).render(**values)
 
 
 @cache
-def templates() -> Environment:
-    """The templates, each compiled once in a process."""
+def templates(folders: tuple[Path, ...]) -> Environment:
+    """The templates in these folders, each compiled once in a process."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folders),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
