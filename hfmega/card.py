@@ -143,7 +143,7 @@ def inert(value: object) -> str:
     """
     line = "".join(c for c in " ".join(str(value).split()) if c.isprintable())
     structure = r"[&<>|`*\\~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\])[(:\[]|^[-+#=]"
-    structure += r"|(?<=^\d)[.)]|(?<=^\d\d)[.)]|:(?=//)|(?<=www)\.|@(?=\S*\.)"
+    structure += r"|(?<=^\d)[.)](?!\S)|(?<=^\d\d)[.)](?!\S)|:(?=//)|(?<=www)\.|@(?=\S*\.)"
     return re.sub(structure, lambda found: f"&#{ord(found[0])};", line)
 
 
