@@ -20,9 +20,10 @@ demo: .venv/installed  ## train three small networks on scikit-learn's digits an
 	$(HFMEGA) merge runs/demo/branch-2 runs/demo/branch-3 --dataset digits --population 12 --generations 5 -o runs/demo/merged
 	@echo "the card: runs/demo/merged/README.md"
 
-test: lint  ## lint, then every test, a core for each process of them, with a floor under the coverage
+test: lint  ## lint, then every test, a process for each core, with a floor under the coverage; fuzzing is not traced: it would take minutes
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile --ignore tests/test_fuzz.py
+	$(BIN)/python -m pytest tests/test_fuzz.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -39,6 +39,7 @@ SETTINGS = {
     "order": "given",
     **asdict(DEFAULT),
     "calibrate": True,
+    "exact": False,
     "confirm_share": 0.4,
     "fitness_split": None,
     "calibration_split": None,

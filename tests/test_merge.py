@@ -115,15 +115,15 @@ def test_the_same_command_gives_the_same_bytes(
 def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
     merged: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, score = [0], Evaluator._score
+    calls, score = [0], Evaluator._look
 
-    def interrupted(self: Evaluator, *arguments: Any) -> Any:
+    def interrupted(self: Evaluator, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] == 15:  # 6 to decide on calibration, then in the third generation
             raise KeyboardInterrupt
-        return score(self, *arguments)
+        return score(self, *arguments, **named)
 
-    monkeypatch.setattr(Evaluator, "_score", interrupted)
+    monkeypatch.setattr(Evaluator, "_look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_sources, tmp_path / "out")
     assert not (tmp_path / "out" / "lineage.json").exists()

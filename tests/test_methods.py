@@ -153,7 +153,7 @@ def test_a_static_recipe_merges_parameters_and_averages_statistics() -> None:
 def score(recipe: Recipe) -> object:
     """Best at two thirds of the first source and a third of the second."""
     loss = (recipe.coefficients[0] - 2 / 3) ** 2 + (recipe.coefficients[1] - 1 / 3) ** 2
-    return type("Score", (), {"accuracy": 1.0 - loss, "loss": loss})()
+    return type("Score", (), {"accuracy": 1.0 - loss, "loss": loss, "total": 100, "exact": True})()
 
 
 @pytest.mark.parametrize(("searcher", "distance"), [(RandomSearch, 0.1), (CMAES, 0.01)])

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hfmega import HfmegaError, hub, lineage
 from hfmega.choose import Chosen
+from hfmega.compare import Answers
 from hfmega.data import Dataset, load_split, rows_of
 from hfmega.evaluate import Evaluator, Score, evaluate_checkpoint
 from hfmega.lineage import Candidate, Lineage
@@ -377,21 +378,21 @@ class Watch:
 
 def watch(monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int] | None = None) -> Watch:
     """Look on while a tree grows; an interrupt at the first individual of the generation `stop`."""
-    seen, score = Watch(), Evaluator._score
+    seen, score = Watch(), Evaluator._look
 
     class Watched(MeGA):
         def ask(self) -> tuple[Recipe, ...]:
             seen.asked.append((f"merge-{(self.seed - SEED) // NODE_SEEDS + 1}", len(self.history) + 1))
             return super().ask()
 
-    def interrupted(self: Evaluator, *arguments: Any) -> Score:
+    def interrupted(self: Evaluator, *arguments: Any, **named: Any) -> Answers:
         if seen.asked and seen.asked[-1] == stop:
             raise KeyboardInterrupt
         seen.evaluated += seen.asked[-1:]
-        return score(self, *arguments)
+        return score(self, *arguments, **named)
 
     monkeypatch.setitem(SEARCHERS, "mega", Watched)
-    monkeypatch.setattr(Evaluator, "_score", interrupted)
+    monkeypatch.setattr(Evaluator, "_look", interrupted)
     return seen
 
 
