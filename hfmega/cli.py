@@ -4,67 +4,15 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from hfmega import HfmegaError, __version__
-
-F = TypeVar("F", bound=Callable[..., Any])
-METHODS = [
-    "mega",
-    "cmaes",
-    "random",
-    "learned",
-    "greedy-soup",
-    "average",
-    "slerp",
-    "task-arithmetic",
-    "ties",
-    "dare-linear",
-    "dare-ties",
-]
-METHODS += ["fisher", "regmean"]
-DATA = ("dataset", "image_column", "label_column", "token")
-
-
-def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, listed in the order given."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-data_options = stack(
-    click.option(
-        "--dataset", metavar="ID|FOLDER|digits", help="Dataset on the Hub, local folder, or the embedded digits."
-    ),
-    click.option("--image-column", metavar="C", help="Image column (default: the one of type Image)."),
-    click.option("--label-column", metavar="C", help="Label column (default: the one of type ClassLabel)."),
-)
-push_options = stack(
-    click.option("--private", is_flag=True, help="Make the repository private if it is new."),
-    click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
-    click.option("--commit-message", metavar="M", help="Title of the commit."),
-    click.option("--token", metavar="T", help="Hub token (default: HF_TOKEN, or that of `hf auth login`)."),
-)
-common_options = stack(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more."),
-)
-run_options = stack(
-    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
-    click.option("--cpu", is_flag=True, help="Do not use a GPU."),
-)
+from hfmega.options import common_options, data_options, merge_options, push_options, reproduce_options, run_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -75,83 +23,7 @@ def cli() -> None:
 
 @cli.command(short_help="Merge two or more checkpoints into one.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the merge is written.")
-@data_options
-@click.option("--fitness-split", metavar="S", help="Images that steer the search, e.g. 'train[:5000]'.")
-@click.option("--fitness-images", type=click.IntRange(2), metavar="N", help="Only so many of them, drawn at random.")
-@click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
-@click.option("--test-split", metavar="S", help="Images of the report, read once at the end.")
-@click.option("--confirm-share", type=float, metavar="P", help="Share of the fitness images kept for the run-off.")
-@click.option("--allow-leak", is_flag=True, help="Let splits overlap; card, lineage and console will say so.")
-@click.option("--preset", type=click.Choice(["default", "paper", "author"]), default="default", show_default=True)
-@click.option("--population", type=int, metavar="N", help="Individuals per generation [20].")
-@click.option("--generations", type=int, metavar="G", help="Populations that are scored [20].")
-@click.option("--parents", type=int, metavar="K", help="Parents per generation [4].")
-@click.option("--tournament", type=int, metavar="T", help="Individuals per tournament [3].")
-@click.option(
-    "--mutation-rate", type=float, metavar="P", help="Probability that an element (or tensor) mutates [0.02]."
-)
-@click.option(
-    "--mutation-sigma", type=float, metavar="S", help="Standard deviation of a mutation [0.01; paper, author: 0.1]."
-)
-@click.option("--mutation-unit", type=click.Choice(["element", "tensor"]), help="What mutates as one.")
-@click.option("--fitness", type=click.Choice(["accuracy", "loss"]), help="What the search maximises or minimises.")
-@click.option(
-    "--genome",
-    type=click.Choice(["model", "stage", "layer", "tensor", "channel"]),
-    help="What has coefficients of its own: mega, learned [model].",
-)
-@click.option(
-    "--calibrate/--no-calibrate",
-    default=None,
-    help="BatchNorm statistics re-estimated or not (neither: tried on the fitness split).",
-)
-@click.option(
-    "--tree",
-    type=click.Choice(["pairs", "flat"]),
-    default="pairs",
-    show_default=True,
-    help="Pairs, then pairs of results; or one search over all sources at once.",
-)
-@click.option(
-    "--order",
-    type=click.Choice(["given", "strongest-first", "similar-first"]),
-    default="given",
-    show_default=True,
-    help="Who meets whom in the tree.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="mega",
-    show_default=True,
-    help="A search (the first four), or a static method.",
-)
-@click.option(
-    "--base", metavar="SOURCE", help="What the sources started from: task vectors; for cmaes, learned one more source."
-)
-@click.option("--scale", type=float, default=1.0, show_default=True, metavar="X", help="Lambda of task vectors.")
-@click.option("--density", type=float, default=0.5, show_default=True, metavar="P", help="Share that ties, dare keep.")
-@click.option(
-    "--align",
-    type=click.Choice(["none", "weights", "activations"]),
-    default="none",
-    show_default=True,
-    help="Permute the channels of the sources to match the first one's.",
-)
-@click.option("--exact", is_flag=True, help="No racing: every individual sees every fitness image.")
-@click.option("--bf16", is_flag=True, help="Scores of the search in bfloat16, on devices that have it.")
-@click.option("--fp16", is_flag=True, help="Scores of the search in float16, on devices that have it.")
-@click.option("--control", is_flag=True, help="Also what the best source gains alone, with the same budget.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search.")
-@click.option(
-    "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
-)
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost on this machine, and stop.")
-@run_options
-@click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
-@push_options
-@common_options
+@merge_options
 def merge(sources: tuple[str, ...], **flags: Any) -> None:
     """Merge two or more checkpoints: user/name[@revision], hf://user/name[@revision], or local folders."""
     from hfmega import launch
@@ -161,6 +33,7 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
     from hfmega import card, estimate, lineage
+    from hfmega.flags import merge_settings
     from hfmega.merge import merge as run_merge
     from hfmega.push import check_login
 
@@ -180,52 +53,6 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
     output.say(card.verdict(made))
     publish(settings.output, target, output)
     output.result(settings.output, lineage.summary(made, settings.output))
-
-
-def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> Any:
-    """The settings that the preset and the flags amount to."""
-    from hfmega.search.ga import GASettings
-    from hfmega.settings import PRESETS, MergeSettings
-    from hfmega.splits import SplitRequest
-
-    preset = PRESETS[flags["preset"]]
-    constants = {f.name: flags[f.name] for f in fields(GASettings) if flags.get(f.name) is not None}
-    share = preset.confirm_share if flags["confirm_share"] is None else flags["confirm_share"]
-    return MergeSettings(
-        sources=sources,
-        output=flags["output"] or default_folder(sources),
-        **{name: flags[name] for name in DATA},
-        splits=SplitRequest(
-            fitness=flags["fitness_split"],
-            fitness_images=flags["fitness_images"],
-            calibration=flags["calibration_split"],
-            test=flags["test_split"],
-            confirm_share=share,
-            allow_leak=flags["allow_leak"],
-        ),
-        preset=flags["preset"],
-        tree=flags["tree"],
-        order=flags["order"],
-        method=flags["method"],
-        base=flags["base"],
-        scale=flags["scale"],
-        density=flags["density"],
-        align=flags["align"],
-        search=replace(preset.search, **constants),
-        calibrate=preset.calibrate if flags["calibrate"] is None else flags["calibrate"],
-        exact=flags["exact"] or preset.exact,
-        precision="bfloat16" if flags["bf16"] else "float16" if flags["fp16"] else "float32",
-        control=flags["control"],
-        seed=flags["seed"],
-        overwrite=flags["overwrite"],
-    )
-
-
-def default_folder(sources: tuple[str, ...], parent: str = "merges") -> Path:
-    """`merges/first+second`, of the sources' last names."""
-    names = [Path(source.split("@")[0]).resolve().name for source in sources]
-    more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
-    return Path(parent) / "+".join([*names[:3], *more])
 
 
 @cli.command(short_help="Train a source by the paper's protocol.")
@@ -311,21 +138,10 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     """Compatibility, relation, the paths between the sources, their ensemble, and advice: to merge or not, and how."""
     use_cpu(flags["cpu"])
     from hfmega import inspect as looking
-    from hfmega.settings import MergeSettings
-    from hfmega.splits import SplitRequest
+    from hfmega.flags import inspect_settings
 
     output = open_output(flags)
-    settings = MergeSettings(
-        sources=sources,
-        output=flags["output"] or default_folder(sources, "inspections"),
-        **{name: flags[name] for name in DATA},
-        splits=SplitRequest(
-            fitness=flags["fitness_split"],
-            fitness_images=flags["fitness_images"],
-            calibration=flags["calibration_split"],
-            confirm_share=0.0,
-        ),
-    )
+    settings = inspect_settings(sources, flags)
     found = looking.inspect(settings, output)
     path = looking.write(found, settings.output)
     if found.compatible:
@@ -379,48 +195,13 @@ def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any)
 
 @cli.command(short_help="Run the paper's tables and figure.")
 @click.argument("table", type=click.Choice(["table1", "table2", "figure2"]))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("reproduction"),
-    show_default=True,
-    metavar="DIR",
-    help="Sources, merges and results.",
-)
-@click.option(
-    "--arch", "networks", multiple=True, metavar="A", help="Network; several times for several [the table's]."
-)
-@click.option(
-    "--protocol",
-    "protocols",
-    multiple=True,
-    type=click.Choice(["honest", "paper", "author"]),
-    help="How it is searched and judged [all three].",
-)
-@click.option("--seeds", metavar="A,B", help="Seeds of the sources [the paper's].")
-@click.option(
-    "--sources", metavar="DIR|PREFIX", help="Where trained sources lie: DIR/resnet56-s44, PREFIXresnet56-s44."
-)
-@click.option("--dataset", metavar="ID|FOLDER|digits", help="Dataset [uoft-cs/cifar10].")
-@click.option("--train-split", metavar="S", help="Images that missing sources are trained on [train[10%:]].")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Epochs of missing sources [50].")
-@click.option("--searches", type=click.IntRange(1), metavar="N", help="Seeds of the search in each row [3].")
-@click.option("--population", type=int, metavar="N", help="Individuals per generation [20].")
-@click.option("--generations", type=int, metavar="G", help="Populations that are scored [20].")
-@click.option("--mutation-sigma", type=float, metavar="S", help="Of the protocols paper and author [0.1].")
-@click.option("--fitness-images", type=click.IntRange(2), metavar="N", help="Images that steer a search [all].")
-@click.option("--fine-tune-epochs", type=click.IntRange(0), metavar="N", help="Of protocol author in table2 [10].")
-@click.option("--bf16", is_flag=True, help="Train in bfloat16 autocast, on GPUs that have it.")
-@click.option("--dry-run", is_flag=True, help="Print the hours that are left on this machine, and stop.")
-@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option("--token", metavar="T", help="Hub token.")
-@common_options
+@reproduce_options
 def reproduce(table: str, **flags: Any) -> None:
     """Train what is missing, merge it by each protocol, and put the results beside what the paper prints."""
     use_cpu(flags["cpu"])
     from hfmega import reproduce as study
     from hfmega import results
+    from hfmega.flags import reproduce_settings
 
     output, settings = open_output(flags), reproduce_settings(table, flags)
     if flags["dry_run"]:
@@ -434,21 +215,6 @@ def reproduce(table: str, **flags: Any) -> None:
     rows = results.rows_of(table, runs)
     output.table(f"{table}: test accuracy", *results.spoken(rows, brief=True))
     output.result(page, {"output": str(page), "rows": [asdict(row) for row in rows]})
-
-
-def reproduce_settings(table: Any, flags: dict[str, Any]) -> Any:
-    """The settings that the flags amount to; what is not named keeps its default."""
-    from hfmega.reproduce import ReproduceSettings
-
-    given = {f.name: flags[f.name] for f in fields(ReproduceSettings) if flags.get(f.name)}
-    if flags["fine_tune_epochs"] is not None:
-        given["fine_tune_epochs"] = flags["fine_tune_epochs"]
-    if flags["seeds"]:
-        try:
-            given["seeds"] = tuple(int(seed) for seed in flags["seeds"].split(","))
-        except ValueError as error:
-            raise HfmegaError(f"{flags['seeds']!r} is no list of seeds: write --seeds 44,45.") from error
-    return ReproduceSettings(**given, table=table)
 
 
 @cli.command(short_help="Publish a finished folder on the Hub.")

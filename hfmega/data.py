@@ -5,13 +5,11 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import datasets
 import numpy as np
-import psutil
 import torch
 from datasets.arrow_reader import ReadInstruction
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from torch import Tensor
 from hfmega import HfmegaError, hub
 from hfmega.rng import permutation
 from hfmega.steady import steady
+from hfmega.stream import room
 
 Rows = NDArray[np.int64]
 DEFAULT_DATASET: Final = "uoft-cs/cifar10"
@@ -227,25 +226,16 @@ def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) 
     transform = create_transform(**preprocessing, is_training=False, use_prefetcher=True)
     mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
     order, _ = label_order(dataset.classes, config.get("label_names"))
-    _check_memory(len(rows) * prod(preprocessing["input_size"]), name, preprocessing["input_size"])
-    digest, images, labels = hashlib.sha256(), [], []
-    for where, content, label in _read(dataset, rows):
+    images, labels = room((len(rows), *preprocessing["input_size"])), torch.empty(len(rows), dtype=torch.int64)
+    digest = hashlib.sha256()
+    for place, (where, content, label) in enumerate(_read(dataset, rows)):
         output = order[label] if order and 0 <= label < len(order) else label
         if not 0 <= output < config["num_classes"]:
             raise HfmegaError(f"{where} has label {label}, but the network has {config['num_classes']} classes.")
         digest.update(content + label.to_bytes(8, "little", signed=True))
-        images.append(transform(_decode(content, mode, where)))
-        labels.append(output)
-    return Split(name, torch.stack(images), torch.tensor(labels), digest.hexdigest())
-
-
-def _check_memory(needed: int, name: str, size: Sequence[int]) -> None:
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise HfmegaError(
-            f"the images of the split {name} take {needed / 1e9:,.1f} GB at {size[1]} x {size[2]} pixels, and "
-            f"{free / 1e9:,.1f} GB are free: name fewer images."
-        )
+        images[place] = transform(_decode(content, mode, where))
+        labels[place] = output
+    return Split(name, images, labels, digest.hexdigest())
 
 
 def stratified(split: Split) -> Split:
@@ -255,8 +245,9 @@ def stratified(split: Split) -> Split:
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         place[rows[permutation(len(rows), 0, "stratified", label)]] = (np.arange(len(rows)) + 0.5) / len(rows)
-    order = np.lexsort((permutation(len(labels), 0, "stratified"), place))
-    return replace(split, images=split.images[order], labels=split.labels[order])
+    order = torch.from_numpy(np.lexsort((permutation(len(labels), 0, "stratified"), place)))
+    images = torch.index_select(split.images, 0, order, out=room(tuple(split.images.shape)))
+    return replace(split, images=images, labels=split.labels[order])
 
 
 def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:

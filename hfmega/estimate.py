@@ -87,11 +87,9 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
     searching = evaluations * (size["search"] + calibration)
     if settings.searches and not settings.exact:
-        race = [
-            most_images(individuals, taken, size["search"], calibration)
-            for individuals, taken in ((ga.population, 0), (ga.population - 1, 1))
-        ]
-        searching = merges * (race[0] + (ga.generations - 1) * race[1])
+        first = most_images(ga.population, 0, size["search"], calibration, halving=False)
+        later = most_images(ga.population - 1, 1, size["search"], calibration)
+        searching = merges * (first + (ga.generations - 1) * later)
     if settings.calibrate is None and statistics:
         searching += (sources + 1) * (2 * size["search"] + calibration)
     if (

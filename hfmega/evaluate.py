@@ -24,6 +24,7 @@ from hfmega.hub import Checkpoint
 from hfmega.models import build
 from hfmega.race import Race, rungs, survivors
 from hfmega.recipe import Recipe, Sources, source_alone
+from hfmega.stream import batches, cut, even, fits, in_file, stream
 from hfmega.tensors import finite
 from hfmega.weights import check_mergeable, load_weights, mix
 
@@ -153,7 +154,7 @@ class Evaluator:
         running = [[r for r in dict.fromkeys(p) if (r, fingerprint) not in self._scores] for p in populations]
         taken = [len(set(p)) - len(runners) for p, runners in zip(populations, running, strict=True)]
         done(sum(map(len, populations)) - sum(map(len, running)))
-        for start, stop in pairwise([0, *rungs(len(split))]):
+        for start, stop in pairwise([0, *rungs(len(split), rules.halving)]):
             before = sum(map(len, running))
             if start:
                 running = [
@@ -233,20 +234,21 @@ class Evaluator:
             start = 0
         if not self._sound:
             return Answers(np.zeros(stop - start, bool), np.full(stop - start, math.inf))
-        images, labels = (part[start:stop] for part in self.resident(split))
         network = self._model
         if self.folded:
             self.folded.update()
             network = self.folded.network
         half = self._precision != torch.float32
         with torch.autocast(self.sources.device.type, self._precision) if half else nullcontext():
-            return answers(torch.cat([self._forward(x, network) for x in images.split(self.batch_size)]), labels)
+            parts = batches(range(start, stop), self.batch_size)
+            found = torch.cat([self._forward(x, network) for x in self._images(split, parts)])
+        return answers(found, self.resident(split)[1][start:stop])
 
     def predict(self, recipe: Recipe, split: Split) -> Tensor:
         """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""
         self._prepare(recipe)
-        images, _ = self.resident(split)
-        found = torch.cat([self._forward(x).cpu() for x in images.split(self.batch_size)])
+        parts = batches(range(len(split)), self.batch_size)
+        found = torch.cat([self._forward(x).cpu() for x in self._images(split, parts)])
         return found if self._sound else torch.full_like(found, math.nan)
 
     @property
@@ -267,13 +269,19 @@ class Evaluator:
         return (network or self._model)(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
 
     def resident(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The split on the device, moved there once."""
+        """The split on the device, moved there once; images that do not fit stay where they are."""
         if split.fingerprint not in self._on_device:
-            self._on_device[split.fingerprint] = (
-                split.images.to(self.sources.device),
-                split.labels.to(self.sources.device),
-            )
+            device = self.sources.device
+            images = split.images.to(device) if fits(split.images, device) else split.images
+            self._on_device[split.fingerprint] = images, split.labels.to(device)
         return self._on_device[split.fingerprint]
+
+    def _images(self, split: Split, parts: Sequence[range]) -> Iterator[Tensor]:
+        """Parts of the images of a split, one after another on the device."""
+        images, labels = self.resident(split)
+        if in_file(images) or images.device != labels.device:
+            return stream(images, parts, labels.device)
+        return (cut(images, part) for part in parts)
 
     def prepared(self, recipe: Recipe) -> nn.Module:
         """The network with the weights of a recipe, until the next one."""
@@ -302,18 +310,19 @@ class Evaluator:
         self.sources.materialize(recipe, self._flat)
         if recipe.calibrate and self.can_calibrate:
             assert self._calibration is not None
-            self._calibrate(self.resident(self._calibration)[0][:: min(round(1 / share), len(self._calibration) // 2)])
+            count = len(self._calibration)
+            self._calibrate(self._calibration, range(0, count, min(round(1 / share), count // 2)))
 
-    def _calibrate(self, images: Tensor) -> None:
-        """Statistics as exact averages over the calibration images, each image with the same weight.
+    def _calibrate(self, split: Split, rows: range) -> None:
+        """Statistics as exact averages over some images, each image with the same weight.
 
         Not a moving average: the momentum of each batch is its share of the images seen so far.
         """
         for norm in self._norms:
             norm.train()
         seen = 0
-        batches = -(-len(images) // self._calibration_batch)
-        for batch in images.tensor_split(batches):  # equal ones: a single image has no variance
+        parts = even(rows, self._calibration_batch)  # a single image has no variance
+        for batch in self._images(split, parts):
             seen += len(batch)
             for norm in self._norms:
                 norm.momentum = len(batch) / seen

@@ -41,7 +41,7 @@ def fisher(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Ten
         return -nn.functional.cross_entropy(logits.float(), label[None])
 
     gradients: Callable[..., Any] = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
-    pixels, labels = (part[:IMAGES] for part in evaluator.resident(images))
+    pixels, labels = (part[:IMAGES].to(evaluator.sources.device) for part in evaluator.resident(images))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     chunk = max(1, GRADIENTS // sum(p.numel() for p in parameters.values()))
     for x, y in zip(pixels.split(chunk), labels.split(chunk), strict=True):
@@ -72,7 +72,7 @@ def grams(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Tens
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
     ]
     try:
-        pixels = evaluator.resident(images)[0][:IMAGES]
+        pixels = evaluator.resident(images)[0][:IMAGES].to(evaluator.sources.device)
         with torch.inference_mode():
             batches = pixels.split(evaluator.batch_size)
             for x in batches:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
 from typing import Final
+
+from hfmega import HfmegaError
 
 DISTRIBUTED: Final = "WORLD_SIZE"
 
@@ -39,7 +42,8 @@ def lost_a_peer(error: Exception) -> bool:
 def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     """Run `hfmega ARGUMENTS` in several processes on this machine and wait; returns the exit code of the first failure.
 
-    Each process gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
+    Each process gets its share of the cores, unless OMP_NUM_THREADS says otherwise. Raises HfmegaError when one of them
+    was killed; the others are stopped then.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -62,6 +66,9 @@ def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "hfmega", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            how = f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
+            raise HfmegaError(f"{how}; the same command resumes where it stopped.") from error
         return max(1, failure.exitcode)
     return 0

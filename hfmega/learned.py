@@ -71,7 +71,7 @@ class Learned(MeGA):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(rows))
         mean, pixels, labels = torch.zeros_like(table), *evaluator.resident(images)
         for step, batch in enumerate(rows):
-            loss = nn.functional.cross_entropy(network(table, pixels[batch]), labels[batch])
+            loss = nn.functional.cross_entropy(network(table, pixels[batch].to(labels.device)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

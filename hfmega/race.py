@@ -16,14 +16,16 @@ from scipy import stats
 from hfmega.compare import Answers
 
 FACTOR: Final = 3  # of the images from rung to rung, and of those who go on
-RUNGS: Final = 3
 LEAST_IMAGES: Final = 200  # of a rung: fewer tell too little
-SEATS: Final = 3  # at least so many see all images
+SEATS: Final = 2  # at least so many see all images
 
 
 @dataclass(frozen=True)
 class Race:
     """The rules. error_rate: how often the paired test may stop one who is as good as the last seat, each time.
+
+    halving: not for a first population. It decides where a search goes on, and its best may differ by less than a rung
+    of few images tells apart; the elite keeps later ones from losing what was found.
 
     fitness: what the search maximises (accuracy) or minimises (mean loss).
     """
@@ -34,20 +36,20 @@ class Race:
     fitness: Literal["accuracy", "loss"] = "accuracy"
 
 
-def rungs(images: int) -> list[int]:
-    """How many images have been seen after each rung; the last one is all of them."""
-    shares = [images // FACTOR**k for k in reversed(range(1, RUNGS))]
+def rungs(images: int, halving: bool = True) -> list[int]:
+    """How many images have been seen after each rung; the last one is all of them. A test alone looks once."""
+    shares = [images // FACTOR**k for k in ((2, 1) if halving else (2,))]
     return [*(seen for seen in shares if seen >= LEAST_IMAGES), images]
 
 
-def most_images(individuals: int, taken: int, images: int, calibration: int = 0) -> int:
+def most_images(individuals: int, taken: int, images: int, calibration: int = 0, halving: bool = True) -> int:
     """How many images a race passes through networks when the paired test stops nobody.
 
     calibration: how many images re-estimate statistics; then each rung begins at the first image again.
     """
     passed = 0
-    for start, stop in pairwise([0, *rungs(images)]):
-        if start:
+    for start, stop in pairwise([0, *rungs(images, halving)]):
+        if start and halving:
             individuals = min(individuals, seats(individuals + taken, taken))
         passed += individuals * (stop - (-calibration // round(images / stop)) if calibration else stop - start)
     return passed
@@ -72,8 +74,8 @@ def survivors(seen: Sequence[Answers], taken: int, left: int, race: Race) -> lis
 
 
 def seats(running: int, taken: int) -> int:
-    """How many of those who run go on, some seats being taken: a third of all, at least three, at least one is free."""
-    return max(1, max(SEATS, -(-running // FACTOR)) - taken)
+    """How many of those who run go on, some seats being taken: a third of all, at least two, at least one is free."""
+    return max(1, max(SEATS, running // FACTOR) - taken)
 
 
 def rank(answers: Answers, race: Race) -> tuple[float, ...]:

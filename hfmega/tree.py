@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -189,7 +189,8 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
         while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
             before, started = evaluator.images_seen, time.perf_counter()
             asked = {node: searcher.ask() for node, searcher in active.items()}
-            told = scores_of(list(asked.values()), job, bar.advance)
+            first = not any(searcher.history for searcher in active.values())
+            told = scores_of(list(asked.values()), job, first, bar.advance)
             for (node, searcher), scores in zip(active.items(), told, strict=True):
                 searcher.tell(scores)
                 progress.scores.setdefault(node.name, []).append(scores)
@@ -207,13 +208,17 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
 
 
 def scores_of(
-    populations: Sequence[Sequence[Recipe]], job: Job, advance: Callable[[int], None] | None = None
+    populations: Sequence[Sequence[Recipe]], job: Job, first: bool, advance: Callable[[int], None] | None = None
 ) -> list[list[Score]]:
-    """The scores of several populations: each a race, or with `exact` everyone on all images."""
+    """The scores of several populations, of searches that begin or go on: each a race, or with `exact` all images."""
     if not job.settings.exact:
-        return job.evaluator.race(populations, job.search, Race(fitness=job.settings.search.fitness), advance)
+        return job.evaluator.race(populations, job.search, rules(first, job.settings.search.fitness), advance)
     job.evaluator.scores([recipe for population in populations for recipe in population], job.search, advance)
     return [job.evaluator.scores(population, job.search) for population in populations]
+
+
+def rules(first: bool, fitness: Literal["accuracy", "loss"]) -> Race:
+    return Race(halving=not first, fitness=fitness)
 
 
 def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output: Output) -> None:

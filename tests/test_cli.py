@@ -238,8 +238,9 @@ def test_the_command_line_offers_what_the_settings_know() -> None:
     """Its choices are written out, since importing the settings imports torch."""
     from typing import get_args
 
-    from hfmega.cli import METHODS, merge
+    from hfmega.cli import merge
     from hfmega.layout import Genome
+    from hfmega.options import METHODS
     from hfmega.settings import Method
 
     (genome,) = (option for option in merge.params if option.name == "genome")

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -319,18 +318,6 @@ def test_a_label_beyond_64_bits_is_refused_with_its_row() -> None:
     splits = one_row({"bytes": png(pixels(1)[0]), "path": None}, 2**64 - 1, pa.uint64())
     with pytest.raises(HfmegaError, match=r"^row 0 of test in ann/pets has label 18446744073709551615, but"):
         load(replace(wrapped([], []), splits=splits))
-
-
-def test_images_that_no_memory_holds_are_refused_before_any_is_decoded(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory = psutil.virtual_memory()._replace(available=8_000_000_000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(HfmegaError) as refused:
-        load_split(digits, np.arange(500), config(3, 4096, 4096), "test")
-    assert str(refused.value) == (
-        "the images of the split test take 25.2 GB at 4096 x 4096 pixels, and 8.0 GB are free: name fewer images."
-    )
 
 
 def test_a_dataset_with_a_script_does_not_run_it(folder: Path) -> None:

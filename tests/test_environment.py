@@ -18,7 +18,7 @@ import pytest
 from commands import run
 
 from hfmega import cli, lineage
-from hfmega.cli import default_folder
+from hfmega.flags import default_folder
 from hfmega.lineage import Lineage
 
 FLAGS: Final = ("--dataset", "digits", "--fitness-split", "train[:60]", "--calibration-split", "train[900:920]",

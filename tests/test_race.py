@@ -37,11 +37,12 @@ def test_rungs_grow_by_three_and_small_ones_are_left_out() -> None:
     assert rungs(3000) == [333, 1000, 3000]
     assert rungs(900) == [300, 900]
     assert rungs(500) == [500]
+    assert rungs(3000, halving=False) == [333, 3000]
 
 
 def test_a_third_goes_on_and_a_taken_seat_is_one_less() -> None:
-    assert [seats(n, 0) for n in (20, 7, 3, 1)] == [7, SEATS, SEATS, SEATS]
-    assert [seats(20, taken) for taken in (1, 3, 9)] == [6, 4, 1]
+    assert [seats(n, 0) for n in (20, 7, 3, 1)] == [6, SEATS, SEATS, SEATS]
+    assert [seats(20, taken) for taken in (1, 3, 9)] == [5, 3, 1]
 
 
 def test_the_best_go_on_by_halving_in_their_order() -> None:
@@ -154,6 +155,22 @@ def test_an_exact_score_has_its_seat_and_is_not_computed_again(
     assert raced[0] == known
     assert sum(score.exact for score in raced) == 4
     assert evaluator.images_seen - before == most_images(11, 1, 900)
+
+
+def test_a_first_population_is_not_halved(tiny_sources: tuple[Path, Path], digits: Dataset, images: Split) -> None:
+    """Whom the test does not stop after the first rung sees all images at once; `most_images` is that of nobody."""
+    population = [Recipe((a / 11, 1 - a / 11)) for a in range(12)]
+    evaluator, certain = (new_evaluator(tiny_sources, digits) for _ in range(2))
+    (raced,) = evaluator.race([population], images, Race(halving=False))
+    assert {score.total for score in raced} <= {300, 900}
+    assert evaluator.images_seen == sum(score.total for score in raced)
+    (all_exact,) = certain.race([population], images, Race(halving=False, test=False))
+    assert all(score.exact for score in all_exact)
+    assert certain.images_seen == most_images(12, 0, 900, halving=False) == 12 * 900
+    ended = [k for k, score in enumerate(raced) if score.exact]
+    assert max(range(12), key=lambda k: all_exact[k].correct) in ended
+    assert tree.rules(True, "loss") == Race(halving=False, fitness="loss")
+    assert tree.rules(False, "accuracy") == Race()
 
 
 def test_an_estimate_is_not_taken_for_a_score(tiny_sources: tuple[Path, Path], digits: Dataset, images: Split) -> None:

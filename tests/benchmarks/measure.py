@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import passes
 import plain
 import torch
 import torch.distributed
@@ -27,7 +27,6 @@ from hfmega.evaluate import Score
 from hfmega.job import Job, prepare
 from hfmega.models import build
 from hfmega.output import Output
-from hfmega.race import Race
 from hfmega.recipe import Recipe, uniform_average
 from hfmega.rng import Draws
 from hfmega.search.ga import DEFAULT, MeGA
@@ -68,7 +67,8 @@ class Found:
     """A search that was measured. images: that went through a network, those for calibration too.
 
     seconds: from the first ask to the last tell. peak_mb, start_mb: memory of the process at most while searching, and
-    before. fitness, test: of the best individual, on all search and on all test images.
+    before. fitness, test: of the best individual, on all search and on all test images. shares: of the search images
+    that the individuals of each population have seen.
     """
 
     seconds: float
@@ -79,6 +79,7 @@ class Found:
     peak_mb: float
     fitness: float
     test: float | None
+    shares: tuple[float, ...] = ()
 
 
 def settings_of(ask: Ask, folder: Path) -> MergeSettings:
@@ -157,11 +158,10 @@ def hfmega(ask: Ask, job: Job, folder: Path) -> Found:
     """The search of `hfmega merge`, with its state written after every generation."""
     evaluator, searcher, clock = job.evaluator, searcher_of(job), Clock()
     node, names = tree.Node("merge", (), ()), [member.name for member in job.merged]
-    node = replace(node, inputs=tuple(names), below=tuple(names))
+    node, progress = replace(node, inputs=tuple(names), below=tuple(names)), tree.Progress()
     before = evaluator.images_seen
-    tree.Race = partial(Race, **(ask.race or {}))  # type: ignore[misc,assignment]  # no user varies it: no setting
-    with clock.running():
-        tree.search({node: searcher}, job, tree.Progress(), folder / "progress.json", Output(muted=True))
+    with raced_by(ask.race or {}), clock.running():
+        tree.search({node: searcher}, job, progress, folder / "progress.json", Output(muted=True))
     images, calibration = evaluator.images_seen - before, calibration_images(job)
     return Found(
         clock.seconds,
@@ -172,7 +172,17 @@ def hfmega(ask: Ask, job: Job, folder: Path) -> Found:
         clock.peak_mb,
         evaluator.scores([searcher.best], job.search)[0].accuracy,
         evaluator.scores([searcher.best], job.test)[0].accuracy if ask.test else None,
+        tuple(fmean(score.total for score in scores) / len(job.search) for scores in progress.scores[node.name]),
     )
+
+
+@contextmanager
+def raced_by(fields: dict[str, Any]) -> Iterator[None]:
+    """With some of the rules of the race replaced: no user varies them, so they are no setting."""
+    usual = tree.rules
+    tree.rules = lambda *about: replace(usual(*about), **fields)
+    yield
+    tree.rules = usual
 
 
 def calibration_images(job: Job) -> int:
@@ -312,6 +322,12 @@ def untrained(ask: Ask, folder: Path) -> tuple[str, ...]:
     return tuple(map(str, places))
 
 
+def ways(ask: Ask) -> dict[str, Any]:
+    """Images per second of ways to pass them through a network."""
+    with TemporaryDirectory() as folder:
+        return passes.rates(prepare(settings_of(ask, Path(folder) / "merge"), Output(muted=True)))
+
+
 def gather(ask: Ask) -> dict[str, Any]:
     """Seconds in which two processes tell each other the scores of a population."""
     with TemporaryDirectory() as folder:
@@ -331,7 +347,7 @@ def _gather(rank: int, folder: str, population: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-MEASURES: Final = {"row": row, "seeds": seeds, "steps": steps, "gather": gather}
+MEASURES: Final = {"row": row, "seeds": seeds, "steps": steps, "ways": ways, "gather": gather}
 
 
 def measure(ask: Ask) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--blocks", type=commas(str), default=list(BLOCKS), help="of the rows")
     words.add_argument("--population", type=int, default=20)
     words.add_argument("--generations", type=int, default=6)
-    words.add_argument("--images", type=int, default=2000, help="fitness images; 40 %% of them do not steer the search")
+    words.add_argument("--images", type=int, default=5000, help="fitness images; 40 %% of them do not steer the search")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every row")
     words.add_argument("--repeats", type=int, default=1, help="of the rows")

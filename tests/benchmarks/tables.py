@@ -17,8 +17,9 @@ WAYS: Final = {
 }
 BLOCKS: Final = {"calibrate": True, "no-calibrate": False}
 VARIANTS: Final[dict[str, dict[str, Any]]] = {  # name -> fields of hfmega.race.Race
-    "halving and paired test": {},
-    "halving alone": {"test": False},
+    "halving after the first population, and paired test": {},
+    "halving of every population, and paired test": {"halving": True},
+    "halving of every population, without test": {"halving": True, "test": False},
     "paired test alone": {"halving": False},
 }
 LATE: Final = 20  # generations after which materializing is timed
@@ -128,27 +129,34 @@ def seeds(bench: Bench) -> Iterator[Table]:
 
 
 def variants(bench: Bench) -> Iterator[Table]:
-    """What each part of the race saves: means over the seeds."""
-    named = {n: VARIANTS[n] for n in bench.options.variants}
-    exact = several(bench, way="exact")
-    searched = {"--exact": exact, **{n: several(bench, way="default", race=race) for n, race in named.items()}}
-    whole = fmean(found["images"] for found in exact)
+    """What each part of the race saves, and when: means over the seeds."""
+    searched = {"no race (--exact)": several(bench, way="exact")}
+    for variant in bench.options.variants:
+        race = {"race": VARIANTS[variant]} if VARIANTS[variant] else {}
+        searched[variant] = several(bench, way="default", **race)
+    whole = mean("images", searched["no race (--exact)"])
     yield Table(
         "The parts of the race",
-        f"Means over {bench.options.seeds} search seeds, {bench.options.seeds_block}.",
-        ["race", "seconds", "images", "share of images", "fitness", "test"],
+        f"Means over {bench.options.seeds} search seeds, {bench.options.seeds_block}. First, last: the share of the "
+        "search images that the individuals of the first and of the last population have seen.",
+        ["race", "seconds", "images", "share", "first", "last", "fitness", "test"],
         [
             [
                 variant,
-                f"{fmean(f['seconds'] for f in found):.1f}",
-                f"{fmean(f['images'] for f in found):,.0f}",
-                f"{fmean(f['images'] for f in found) / whole:.0%}",
-                f"{fmean(f['fitness'] for f in found):.4f}",
-                f"{fmean(f['test'] for f in found):.4f}",
+                f"{mean('seconds', found):.1f}",
+                f"{mean('images', found):,.0f}",
+                f"{mean('images', found) / whole:.0%}",
+                *(f"{fmean(f['shares'][k] for f in found):.0%}" for k in (0, -1)),
+                f"{mean('fitness', found):.4f}",
+                f"{mean('test', found):.4f}",
             ]
             for variant, found in searched.items()
         ],
     )
+
+
+def mean(what: str, found: list[Found]) -> float:
+    return fmean(one[what] for one in found)
 
 
 def population(bench: Bench) -> Iterator[Table]:
@@ -211,6 +219,27 @@ def size(bench: Bench) -> Iterator[Table]:
     )
 
 
+def passes(bench: Bench) -> Iterator[Table]:
+    """What of the forward passes is faster otherwise."""
+    found = bench.measure("ways", images=bench.options.population_images)
+    usual = next(iter(found.values()))["images_per_second"]
+    yield Table(
+        "Ways of passing images through the network",
+        "The search images through one individual that is materialized already, medians of rounds in which all ways "
+        "take turns. Ratio: of images a second to those of the first row. First pass: what a way costs once.",
+        ["way", "images/s", "ratio", "first pass (s)"],
+        [
+            [
+                way,
+                f"{rate['images_per_second']:,.0f}",
+                f"{rate['images_per_second'] / usual:.2f}",
+                f"{rate['first']:.1f}",
+            ]
+            for way, rate in found.items()
+        ],
+    )
+
+
 def workers(bench: Bench) -> Iterator[Table]:
     """A projection to more workers from the steps measured here."""
     options = bench.options
@@ -253,4 +282,4 @@ def costs_of(bench: Bench, step: Found) -> projection.Costs:
     )
 
 
-TABLES: Final = {f.__name__: f for f in (rows, seeds, variants, population, size, workers)}
+TABLES: Final = {f.__name__: f for f in (rows, seeds, variants, population, size, passes, workers)}
