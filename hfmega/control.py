@@ -72,7 +72,7 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
     alike = replace(job, settings=replace(job.settings, method=method, search=settings))
     searcher, seen = searcher_of(alike, [best], job.settings.seed), job.evaluator.images_seen
     while not searcher.done:
-        searcher.tell(scores_of([searcher.ask()], alike)[0])
+        searcher.tell(scores_of([searcher.ask()], alike, first=not searcher.history)[0])
     cost = job.evaluator.images_seen - seen
     chosen = run_off(found_by(searcher), job.evaluator, {name: best}, job.search, job.confirm)
     before, judged = job.evaluator.answers([best, chosen.recipe], job.test)

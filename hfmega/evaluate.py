@@ -28,8 +28,9 @@ from hfmega.stream import batches, cut, even, fits, in_file, stream
 from hfmega.tensors import finite
 from hfmega.weights import check_mergeable, load_weights, mix
 
-# Measured fastest (CPU: a batch stays in the caches) or large enough to fill the device. Not probed by time: the batch
-# size moves the last bits of a forward pass, and a result must not depend on how busy the machine was.
+# Large enough to fill a GPU; on a CPU small enough for its caches (from 16 to 128, rates are within a tenth: `make
+# bench`). Not probed by time: the batch size moves the last bits of a forward pass, and a result must not depend on how
+# busy the machine was.
 BATCH_SIZE: Final = {"cpu": 32, "cuda": 1024}
 CALIBRATION_BATCH: Final = {"cpu": 128, "cuda": 1024}  # statistics of small batches miss what lies between them
 

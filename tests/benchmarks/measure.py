@@ -266,7 +266,7 @@ def steps(ask: Ask) -> dict[str, Any]:
         sources = untrained(ask, Path(folder)) if ask.architecture else ask.sources
         job = prepare(settings_of(replace(ask, sources=sources), Path(folder) / "merge"), Output(muted=True))
         warm_up(job)
-        materializing, recipe = late(job, ask.seed)
+        materializing, deciding, recipe = late(job, ask.seed, Path(folder) / "progress.json")
         evaluator, calibration = job.evaluator, calibration_images(job)
         calibrating = timed(lambda: evaluator.prepared(recipe))
         whole = timed(lambda: (evaluator.forget(job.search), evaluator.scores([recipe], job.search)))
@@ -275,6 +275,7 @@ def steps(ask: Ask) -> dict[str, Any]:
             "floats": evaluator.sources.layout.size,
             "noise_terms": len(recipe.noise),
             "materializing": materializing,
+            "deciding": deciding,
             "calibrating": max(calibrating - materializing, 0.0) if calibration else 0.0,
             "scoring": whole - calibrating,
             "evaluation": whole,
@@ -285,20 +286,27 @@ def steps(ask: Ask) -> dict[str, Any]:
         }
 
 
-def late(job: Job, seed: int) -> tuple[float, Recipe]:
-    """Seconds to materialize an individual of the last generation (median), and one of them.
+def late(job: Job, seed: int, record: Path) -> tuple[float, float, Recipe]:
+    """Late in a search: seconds to materialize an individual, and to decide and record a generation (medians).
 
-    Every individual before is materialized too, so that the cache of noise is as in a search.
+    And an individual of the last one. Each before is materialized too, so that the cache of noise is as in a search.
     """
     evaluator, searcher, draws = job.evaluator, searcher_of(job), Draws(seed, "made-up scores")
     assert isinstance(searcher, MeGA)
     flat = torch.empty(evaluator.sources.layout.size, device=evaluator.sources.device)
+    progress, deciding = tree.Progress(scores={"merge": []}), list[float]()
     while True:
         population = searcher.ask()
         seconds = [timed(lambda r=r: evaluator.sources.materialize(r, flat), 1) for r in population]
         if len(searcher.history) == searcher.generations - 1:
-            return median(seconds), max(population, key=lambda r: len(r.noise))
-        searcher.tell([Score(int(draws.below(1000)), 1000, draws.uniform()) for _ in population])
+            return median(seconds), median(deciding), max(population, key=lambda r: len(r.noise))
+        scores = [Score(int(draws.below(1000)), 1000, draws.uniform()) for _ in population]
+        progress.scores["merge"].append(scores)
+        started = time.perf_counter()
+        searcher.tell(scores)
+        searcher.ask()
+        tree.save(progress, record, evaluator)
+        deciding.append(time.perf_counter() - started)
 
 
 def timed(work: Callable[[], Any], repeats: int = 3) -> float:

@@ -19,7 +19,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of each step. calibrating, scoring: of one image; deciding: of a rung; gathering: of a rung."""
+    """Seconds of each step. calibrating, scoring: of one image; deciding: of a generation; gathering: of a rung."""
 
     materializing: float
     calibrating: float
@@ -53,9 +53,9 @@ def makespan(costs: Sequence[float], workers: int) -> float:
 
 def generation(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
     """Seconds of one generation. Deciding is done by every worker alike; one worker has nothing to gather."""
-    between = costs.deciding + (costs.gathering if workers > 1 else 0.0)
+    gathering = costs.gathering if workers > 1 else 0.0
 
     def individual(rung: Rung) -> float:
         return costs.materializing + rung.calibration * costs.calibrating + rung.images * costs.scoring
 
-    return sum(makespan([individual(rung)] * rung.individuals, workers) + between for rung in rungs)
+    return costs.deciding + sum(makespan([individual(rung)] * rung.individuals, workers) + gathering for rung in rungs)

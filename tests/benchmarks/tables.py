@@ -258,7 +258,7 @@ def workers(bench: Bench) -> Iterator[Table]:
         f"The {options.population - 1} children of a generation, with calibration, are handed out longest job first, a "
         f"rung of the race at a time ({written} images, if the paired test stops nobody). From steps measured on one "
         f"worker: materializing {1000 * costs.materializing:.1f} ms, calibrating {1e6 * costs.calibrating:.0f} µs and "
-        f"scoring {1e6 * costs.scoring:.0f} µs an image, everything else {1000 * costs.deciding:.1f} ms a rung, "
+        f"scoring {1e6 * costs.scoring:.0f} µs an image, deciding {1000 * costs.deciding:.1f} ms a generation, "
         f"gathering {1000 * costs.gathering:.2f} ms a rung between two processes of one machine (taken to be the same "
         "for more).",
         ["workers", *(cell for race in races for cell in (f"seconds a generation, {race}", "speed-up"))],
@@ -270,14 +270,12 @@ def workers(bench: Bench) -> Iterator[Table]:
 
 
 def costs_of(bench: Bench, step: Found) -> projection.Costs:
-    """The steps by measurement; deciding is what an exact search takes beyond its evaluations, a generation."""
-    search = bench.measure("row", way="exact", calibrate=True, individuals=0, repeat=0, test=True)
-    rest = search["seconds"] - search["individuals"] * step["evaluation"]
+    """The steps by measurement."""
     return projection.Costs(
         materializing=step["materializing"],
         calibrating=step["calibrating"] / max(step["calibration_images"], 1),
         scoring=step["scoring"] / step["search_images"],
-        deciding=max(rest, 0.0) / bench.options.generations,
+        deciding=step["deciding"],
         gathering=bench.measure("gather")["gather"],
     )
 
