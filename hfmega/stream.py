@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from hfmega import HfmegaError
 
 ROOM: Final = 0.5  # of what is free of a memory is for the images of a split
-READ_AHEAD: Final = 4  # batches
 
 
 def room(shape: tuple[int, ...]) -> Tensor:
@@ -56,16 +55,8 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 def stream(images: Tensor, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-    """The parts of images that fit no device, one after another on it; the next ones are read meanwhile."""
-    forks = os.name == "posix"
-    loader: DataLoader[Tensor] = DataLoader(
-        Parts(images, parts),
-        batch_size=None,
-        num_workers=int(forks),
-        prefetch_factor=READ_AHEAD if forks else None,
-        multiprocessing_context="fork" if forks else None,
-        pin_memory=device.type == "cuda",
-    )
+    """The parts of images that fit no device, one after another on it."""
+    loader: DataLoader[Tensor] = DataLoader(Parts(images, parts), batch_size=None, pin_memory=device.type == "cuda")
     for batch in loader:
         yield batch.to(device, non_blocking=True)
 
