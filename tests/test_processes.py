@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-import pytest
 from commands import run
 
 MERGE = ("--dataset", "digits", "--fitness-split", "train[:900]", "--calibration-split", "train[900:1000]",
@@ -64,49 +59,3 @@ def test_a_problem_in_two_processes_is_said_once(tiny_sources: tuple[Path, Path]
     done = run("merge", tiny_sources[0], "nowhere", "--num-processes", 2, "--cpu", "-o", tmp_path / "never")
     assert "no folder nowhere" in done.complaint
     assert not (tmp_path / "never").exists()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_run_with_one_sentence_and_the_run_goes_on(
-    rank: int, tiny_sources: tuple[Path, Path], tmp_path: Path
-) -> None:
-    flags = (*tiny_sources, *MERGE, "--generations", 8)
-    command = [*map(str, ("merge", *flags)), "-o", str(tmp_path / "killed"), "--num-processes", "2", "--cpu"]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "hfmega", *command],
-        env=ONE_THREAD,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    await_state(tmp_path / "killed/.hfmega/progress.json", started)
-    worker(started.pid, rank).send_signal(signal.SIGKILL)
-    said, complaint = started.communicate(timeout=120)
-    assert (started.returncode, said) == (1, "")
-    assert "Traceback" not in complaint
-    sentences = {line for line in complaint.splitlines() if line.startswith("hfmega: ")}
-    assert f"hfmega: process {rank} of 2 was ended by SIGKILL; the same command resumes where it stopped." in sentences
-    resumed = run(*command, environment=ONE_THREAD)
-    assert resumed.code == 0, resumed.stderr
-    assert recipe_of(tmp_path / "killed") == uninterrupted(flags, tmp_path)
-
-
-def await_state(file: Path, running: subprocess.Popen[str]) -> None:
-    """Until a run has written its state for the first time."""
-    while not file.is_file():
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.02)
-
-
-def worker(launcher: int, rank: int) -> psutil.Process:
-    children = psutil.Process(launcher).children(recursive=True)
-    return next(child for child in children if child.environ().get("RANK") == str(rank))
-
-
-def uninterrupted(flags: Sequence[object], folder: Path) -> object:
-    assert run("merge", *flags, "-o", folder / "whole", "--cpu", environment=ONE_THREAD).code == 0
-    return recipe_of(folder / "whole")
-
-
-def recipe_of(folder: Path) -> object:
-    return json.loads((folder / "lineage.json").read_text())["recipe"]
