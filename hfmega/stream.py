@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from hfmega import HfmegaError
 
 ROOM: Final = 0.5  # of what is free of a memory is for the images of a split
+READ_AHEAD: Final = 4  # batches
 
 
 def room(shape: tuple[int, ...]) -> Tensor:
@@ -55,8 +57,16 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 def stream(images: Tensor, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
-    """The parts of images that fit no device, one after another on it."""
-    loader: DataLoader[Tensor] = DataLoader(Parts(images, parts), batch_size=None, pin_memory=device.type == "cuda")
+    """The parts of images that fit no device, one after another on it; the next ones are read meanwhile."""
+    forks = sys.platform == "linux"
+    loader: DataLoader[Tensor] = DataLoader(
+        Parts(images, parts),
+        batch_size=None,
+        num_workers=int(forks),
+        prefetch_factor=READ_AHEAD if forks else None,
+        multiprocessing_context="fork" if forks else None,
+        pin_memory=device.type == "cuda",
+    )
     for batch in loader:
         yield batch.to(device, non_blocking=True)
 
@@ -71,7 +81,7 @@ class Parts(Dataset[Tensor]):
         return len(self._parts)
 
     def __getitem__(self, place: int) -> Tensor:
-        return cut(self._images, self._parts[place])
+        return cut(self._images, self._parts[place]).clone()  # a worker that sends a view of a mapped file hangs
 
 
 def cut(images: Tensor, rows: range) -> Tensor:

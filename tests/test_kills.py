@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import pytest
 
+from hfmega import run
+
 if sys.platform != "linux":
     pytest.skip("forks of a process that holds torch: Linux alone", allow_module_level=True)
 
@@ -91,13 +93,19 @@ class Merges:
         return int(touched.recv())
 
     def kill(self, name: str, after: float | None = None, before: int | None = None) -> bool:
-        """Kill the command after so many seconds, or before a touch; returns whether it was still running."""
+        """Kill the command after so many seconds, or before a touch; returns whether its run is unfinished."""
         process, _ = self.start(name, before)
         process.join(after)
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL), self.said(name).read_text(encoding="utf-8")
-        return process.exitcode != 0
+        # Between the last file and its exit a process has nothing to lose.
+        finished = (self.place / name / "lineage.json").exists() and not self.mark(name).exists()
+        return process.exitcode != 0 and not finished
+
+    def mark(self, name: str) -> Path:
+        """What lies there while a run is unfinished."""
+        return self.place / name / run.WORK / run.FINGERPRINT
 
     def said(self, name: str) -> Path:
         return self.place / f"{name}.txt"
@@ -105,7 +113,7 @@ class Merges:
     def phase(self, name: str) -> str:
         """How far a killed run had come."""
         folder = self.place / name
-        record = folder / ".hfmega" / "progress.json"
+        record = folder / run.WORK / "progress.json"
         if not record.exists():
             return "while the result is finished" if (folder / "lineage.json").exists() else "before the first state"
         known = json.loads(record.read_text(encoding="utf-8"))

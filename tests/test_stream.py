@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,9 @@ def test_streamed_images_give_the_scores_and_statistics_of_resident_ones(
     monkeypatch.setattr(stream, "DataLoader", Watched)
     assert streamed.scores(RECIPES, outside) == resident.scores(RECIPES, held_out)
     assert len(loaders) == len(RECIPES) + sum(r.calibrate for r in RECIPES)  # for scores and for statistics
+    assert {(loader.num_workers, loader.prefetch_factor) for loader in loaders} == {
+        (1, stream.READ_AHEAD) if sys.platform == "linux" else (0, None)
+    }
     assert torch.equal(streamed.predict(RECIPES[3], outside), resident.predict(RECIPES[3], held_out))
     expected = resident.statistics(RECIPES[3])
     assert all(torch.equal(found, expected[name]) for name, found in streamed.statistics(RECIPES[3]).items())
@@ -114,7 +118,7 @@ def test_a_merge_whose_images_fit_no_memory_is_the_same_merge(
             sources=tuple(map(str, tiny_sources)),
             output=tmp_path / name,
             dataset="digits",
-            splits=SplitRequest(fitness="train[:900]", fitness_images=700, test="test[:100]"),
+            splits=SplitRequest(fitness="train[:600]", fitness_images=400, test="test[:100]"),
             search=DEFAULT.__class__(population=4, generations=2),
             method=method,
         )
