@@ -7,9 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 from commands import run
+
+from hfmega.run import WORK
 
 MERGE = ("--dataset", "digits", "--fitness-split", "train[:900]", "--calibration-split", "train[900:1000]",
          "--confirm-share", 0.3, "--test-split", "test[:200]", "--population", 9, "--generations", 3, "--seed", 3,
@@ -59,3 +63,40 @@ def test_a_problem_in_two_processes_is_said_once(tiny_sources: tuple[Path, Path]
     done = run("merge", tiny_sources[0], "nowhere", "--num-processes", 2, "--cpu", "-o", tmp_path / "never")
     assert "no folder nowhere" in done.complaint
     assert not (tmp_path / "never").exists()
+
+
+def test_a_killed_process_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
+    tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = ("merge", *tiny_sources, *MERGE, "--generations", 8, "--num-processes", 2)
+    for rank in (0, 1):
+        assert kill(rank, *command, "-o", tmp_path / "killed") == (
+            f"hfmega: process {rank} of 2 was ended by SIGKILL; the same command resumes where it stopped."
+        )
+    for name in ("killed", "whole"):
+        assert run(*command, "-o", tmp_path / name, environment=ONE_THREAD).code == 0
+    killed, whole = (json.loads((tmp_path / name / "lineage.json").read_text()) for name in ("killed", "whole"))
+    assert killed["recipe"] == whole["recipe"]
+    assert killed["nodes"] == whole["nodes"]
+
+
+def kill(rank: int, *arguments: object) -> str:
+    """Start a merge, kill one of its processes when the next state is written; what the command says last."""
+    record = Path(str(arguments[-1])) / WORK / "progress.json"
+    before = record.stat().st_mtime_ns if record.exists() else 0
+    merging = subprocess.Popen(
+        [sys.executable, "-m", "hfmega", *map(str, arguments)],
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not record.exists() or record.stat().st_mtime_ns == before:
+        assert merging.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(merging.pid).children(recursive=True)
+    (worker,) = [worker for worker in workers if worker.environ().get("RANK") == str(rank)]
+    worker.kill()
+    _, said = merging.communicate(timeout=120)
+    assert merging.returncode == 1
+    return said.splitlines()[-1]
