@@ -107,7 +107,8 @@ def test_a_merge_by_channel_is_replayed_from_its_file(
     tiny_sources: tuple[Path, Path], tmp_path: Path, method: str
 ) -> None:
     folder = tmp_path / "merged"
-    flags = ["--dataset", "digits", "--population", 6, "--generations", 6, "--genome", "channel", "--method", method,
+    flags = ["--dataset", "digits", "--fitness-images", 200, "--test-split", "test[:200]", "--population", 6,
+             "--generations", 6, "--genome", "channel", "--method", method,
              "--preset", "paper", "--fitness", "loss", "--calibrate", "--control"]  # fmt: skip
     made = run("merge", *tiny_sources, *flags, "-o", folder, "--json")
     assert made.code == 0, made.stderr
