@@ -66,9 +66,9 @@ def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "hfmega", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            how = f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
-            raise HfmegaError(f"{how}; the same command resumes where it stopped.") from error
-        return max(1, failure.exitcode)
+        for rank, failure in error.failures.items():  # a peer may have ended too by now, for want of the killed one
+            if failure.exitcode < 0:
+                how = f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
+                raise HfmegaError(f"{how}; the same command resumes where it stopped.") from error
+        return max(1, error.get_first_failure()[1].exitcode)
     return 0
