@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from hfmega import HfmegaError
@@ -39,6 +39,17 @@ def lost_a_peer(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and DISTRIBUTED in os.environ and any(s in str(error).lower() for s in signs)
 
 
+def killed(codes: Mapping[int, int]) -> int | None:
+    """The rank that something outside killed, from the exit codes of those that failed, first failure first; else None.
+
+    A killed process need not come first: its peers may have ended too, for want of it, before anybody looked. SIGTERM
+    after the first failure is how torch stops the others.
+    """
+    first = next(iter(codes))
+    signals = {rank: -code for rank, code in codes.items() if code < 0}
+    return next((rank for rank, sent in signals.items() if rank == first or sent != signal.SIGTERM), None)
+
+
 def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     """Run `hfmega ARGUMENTS` in several processes on this machine and wait; returns the exit code of the first failure.
 
@@ -66,9 +77,11 @@ def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "hfmega", *arguments)
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():  # a peer may have ended too by now, for want of the killed one
-            if failure.exitcode < 0:
-                how = f"process {rank} of {processes} was ended by {signal.Signals(-failure.exitcode).name}"
-                raise HfmegaError(f"{how}; the same command resumes where it stopped.") from error
-        return max(1, error.get_first_failure()[1].exitcode)
+        failures = sorted(error.failures.items(), key=lambda failure: failure[1].timestamp)
+        codes = {rank: failure.exitcode for rank, failure in failures}
+        rank = killed(codes)
+        if rank is None:
+            return max(1, failures[0][1].exitcode)
+        how = f"process {rank} of {processes} was ended by {signal.Signals(-codes[rank]).name}"
+        raise HfmegaError(f"{how}; the same command resumes where it stopped.") from error
     return 0

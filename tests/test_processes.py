@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from commands import run
 
+from hfmega.launch import killed
 from hfmega.run import WORK
 
 MERGE = ("--dataset", "digits", "--fitness-split", "train[:900]", "--calibration-split", "train[900:1000]",
@@ -63,6 +65,21 @@ def test_a_problem_in_two_processes_is_said_once(tiny_sources: tuple[Path, Path]
     done = run("merge", tiny_sources[0], "nowhere", "--num-processes", 2, "--cpu", "-o", tmp_path / "never")
     assert "no folder nowhere" in done.complaint
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank"),
+    [
+        ({1: -9}, 1),
+        ({1: -9, 0: -15}, 1),
+        ({0: 1, 1: -9}, 1),  # the peer of a killed process was seen first
+        ({0: -15}, 0),  # a batch scheduler
+        ({0: 1, 1: -15}, None),  # a problem, said already
+        ({0: 1, 1: 1}, None),
+    ],
+)
+def test_only_a_process_killed_from_outside_is_named(codes: dict[int, int], rank: int | None) -> None:
+    assert killed(codes) == rank
 
 
 def test_a_killed_process_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
