@@ -90,25 +90,23 @@ def test_regmean_is_nearest_to_the_outputs_of_all_models() -> None:
     assert torch.allclose(equal, ((models[0] + models[1]) / 2).view(4, 2, 3, 1), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_what_images_say_of_the_sources_is_kept_and_replayed(
-    tiny_sources: tuple[Path, Path], tmp_path: Path, method: str
-) -> None:
-    folder = tmp_path / "merged"
-    made = run("merge", *tiny_sources, "--dataset", "digits", "--method", method, "-o", folder, "--json")
-    assert made.code == 0, made.stderr
-    stored = load_file(folder / "recipe.safetensors")
-    assert {key.split("/")[:2][1] for key in stored} == {"0", "1"}
-    assert all(
-        (tensor >= 0).all() if method == "fisher" else (tensor.diagonal() >= 0).all() for tensor in stored.values()
+def test_what_images_say_of_the_sources_is_kept_and_replayed(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    methods = ("fisher", "regmean", "average")
+    images = ("--dataset", "digits", "--fitness-images", 200, "--test-split", "test[:200]", "--json")
+    made = run_all(
+        [["merge", *tiny_sources, *images, "--method", method, "-o", tmp_path / method] for method in methods]
     )
-    assert run("replay", folder).code == 0
-    average = run(
-        "merge", *tiny_sources, "--dataset", "digits", "--method", "average", "-o", tmp_path / "average", "--json"
-    )
-    assert average.json["sha256"] != made.json["sha256"]
-    (folder / "recipe.safetensors").unlink()
-    assert run("replay", folder).code != 0
+    assert len({merge.json["sha256"] for merge in made}) == 3
+    for method in methods[:2]:
+        stored = load_file(tmp_path / method / "recipe.safetensors")
+        assert {key.split("/")[1] for key in stored} == {"0", "1"}
+        parts = stored.values()
+        assert all(((part if method == "fisher" else part.diagonal()) >= 0).all() for part in parts)
+    replay = [["replay", tmp_path / method] for method in methods]
+    assert [replayed.code for replayed in run_all(replay)] == [0, 0, 0]
+    for method in methods[:2]:
+        (tmp_path / method / "recipe.safetensors").unlink()
+    assert [replayed.code for replayed in run_all(replay)] == [1, 1, 0]
 
 
 def test_grams_and_patches_are_those_of_the_convolution() -> None:
