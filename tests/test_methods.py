@@ -91,21 +91,20 @@ def test_regmean_is_nearest_to_the_outputs_of_all_models() -> None:
 
 
 def test_what_images_say_of_the_sources_is_kept_and_replayed(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
-    methods = ("fisher", "regmean", "average")
+    with_evidence = ("fisher", "regmean")
+    folders = {method: tmp_path / method for method in (*with_evidence, "average")}
     images = ("--dataset", "digits", "--fitness-images", 200, "--test-split", "test[:200]", "--json")
-    made = run_all(
-        [["merge", *tiny_sources, *images, "--method", method, "-o", tmp_path / method] for method in methods]
-    )
+    made = run_all([["merge", *tiny_sources, *images, "--method", m, "-o", folder] for m, folder in folders.items()])
     assert len({merge.json["sha256"] for merge in made}) == 3
-    for method in methods[:2]:
-        stored = load_file(tmp_path / method / "recipe.safetensors")
+    for method in with_evidence:
+        stored = load_file(folders[method] / "recipe.safetensors")
         assert {key.split("/")[1] for key in stored} == {"0", "1"}
         parts = stored.values()
         assert all(((part if method == "fisher" else part.diagonal()) >= 0).all() for part in parts)
-    replay = [["replay", tmp_path / method] for method in methods]
+    replay = [["replay", folder] for folder in folders.values()]
     assert [replayed.code for replayed in run_all(replay)] == [0, 0, 0]
-    for method in methods[:2]:
-        (tmp_path / method / "recipe.safetensors").unlink()
+    for method in with_evidence:
+        (folders[method] / "recipe.safetensors").unlink()
     assert [replayed.code for replayed in run_all(replay)] == [1, 1, 0]
 
 
