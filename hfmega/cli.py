@@ -65,8 +65,16 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
 @click.option("--epochs", type=int, default=50, show_default=True, metavar="N")
 @click.option("--batch-size", type=int, default=256, show_default=True, metavar="N")
 @click.option(
-    "--lr", "learning_rate", type=float, default=0.01, show_default=True, metavar="X", help="Of Adam, constant."
+    "--lr", "learning_rate", type=float, default=0.01, show_default=True, metavar="X", help="Learning rate of Adam."
 )
+@click.option(
+    "--decay",
+    type=click.Choice(["constant", "cosine"]),
+    default="constant",
+    show_default=True,
+    help="How the learning rate goes: as it is (the paper), or down to zero.",
+)
+@click.option("--augment", is_flag=True, help="Random flips and crops.")
 @click.option("--seed", type=int, default=56, show_default=True, metavar="N", help="Seed of weights and order.")
 @click.option("--init", metavar="SOURCE", help="Checkpoint to start from, e.g. the trunk of several branches.")
 @click.option("--image-size", type=click.IntRange(8), metavar="N", help="Pixels of a side [what timm says].")

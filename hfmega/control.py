@@ -9,14 +9,14 @@ from torch import Tensor
 
 from hfmega.choose import found_by, run_off
 from hfmega.compare import Answers, answers
-from hfmega.data import Split
+from hfmega.data import Split, normalizer
 from hfmega.evaluate import Evaluator
+from hfmega.fit import Schedule, fit
 from hfmega.job import Job
 from hfmega.models import build
 from hfmega.output import Output
 from hfmega.recipe import Recipe, Sources
 from hfmega.settings import Method
-from hfmega.train import TrainSettings, fit
 from hfmega.tree import scores_of, searcher_of
 from hfmega.weights import rebuild
 
@@ -111,23 +111,12 @@ def train(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[
     model = build(config)
     model.load_state_dict(start)
     with TemporaryDirectory() as scratch:
-        settings = TrainSettings(
-            config["architecture"],
-            Path(scratch),
-            epochs=epochs,
-            batch_size=BATCH_SIZE,
-            learning_rate=rate,
-            seed=job.settings.seed,
-            compiled=False,
-        )
+        schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
+        device = job.evaluator.state.device
         fit(
-            model.to(job.evaluator.state.device),
-            job.search,
-            config,
-            settings,
-            Path(scratch) / "state",
+            model.to(device), job.search, normalizer(config, device), schedule, Path(scratch) / "state",
             Output(muted=True),
-        )
+        )  # fmt: skip
     return {tensor_name: tensor.detach().cpu() for tensor_name, tensor in model.state_dict().items()}
 
 

@@ -10,13 +10,14 @@ from torch import nn
 from hfmega import hub
 from hfmega.data import Split, describe, normalizer, preprocessing_of
 from hfmega.evaluate import Evaluator, any_images, processes
+from hfmega.fit import seconds_per_step
 from hfmega.job import choose_dataset
 from hfmega.models import build
 from hfmega.race import most_images
 from hfmega.recipe import Sources
 from hfmega.settings import MergeSettings
 from hfmega.splits import SplitPlan, plan_splits
-from hfmega.train import TrainSettings, seconds_per_step
+from hfmega.train import TrainSettings
 from hfmega.tree import Node, plan
 
 PROBE_SECONDS: Final = 3.0
@@ -125,7 +126,7 @@ def training_rate(config: dict[str, Any], settings: TrainSettings) -> float:
     device = processes().device
     model = build(config).to(device).to(memory_format=torch.channels_last)
     images = normalizer(config, device)(any_images(config, settings.batch_size).to(device))
-    return settings.batch_size / seconds_per_step(model, images, settings, at_least=PROBE_SECONDS)
+    return settings.batch_size / seconds_per_step(model, images, settings.schedule, at_least=PROBE_SECONDS)
 
 
 def peak_bytes(config: dict[str, Any], sources: int, images: int) -> int:

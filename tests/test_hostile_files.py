@@ -21,6 +21,7 @@ from test_weights import CONFIG, checkpoint, state
 from torch import Tensor
 
 from hfmega import HfmegaError, align, lineage, models
+from hfmega.fit import resume
 from hfmega.merge import merge
 from hfmega.models import build
 from hfmega.output import Output
@@ -30,7 +31,6 @@ from hfmega.spaces import permute, random_permutations
 from hfmega.splits import SplitRequest
 from hfmega.tensors import read_tensors
 from hfmega.tracer import spaces_of
-from hfmega.train import resume
 from hfmega.weights import check_mergeable, load_weights, mix, rebuild
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfmega import HfmegaError, hub, train
+from hfmega import HfmegaError, fit, hub, train
 from hfmega.output import Output
 from hfmega.train import TrainSettings
 
@@ -55,7 +55,7 @@ def test_training_learns(tmp_path: Path) -> None:
 def test_a_killed_training_resumes_to_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, epochs = train.save_state, []
+    save, epochs = fit.save_state, []
 
     def killed_after_the_first(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
         if len(epochs) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save_state", killed_after_the_first)
+    monkeypatch.setattr(fit, "save_state", killed_after_the_first)
     with pytest.raises(KeyboardInterrupt):
         train.train(settings(tmp_path / "out"), QUIET)
     assert not (tmp_path / "out/model.safetensors").exists()
@@ -119,17 +119,49 @@ def test_the_probe_of_a_step_leaves_the_network_as_it_was(tmp_path: Path) -> Non
     asked = settings(tmp_path)
     model = train.build({"architecture": "resnet8_cifar", "num_classes": 10})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert train.seconds_per_step(model, torch.rand(8, 3, 32, 32), asked) > 0
+    assert fit.seconds_per_step(model, torch.rand(8, 3, 32, 32), asked.schedule) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_compiling_is_as_asked_and_never_tried_on_a_cpu(tmp_path: Path) -> None:
     model, images = torch.nn.Identity(), torch.rand(2, 3, 8, 8)
     for asked, expected in ((None, False), (True, True), (False, False)):
-        assert train.pays_to_compile(model, images, replace(settings(tmp_path), compiled=asked), QUIET) is expected
+        assert (
+            fit.pays_to_compile(model, images, replace(settings(tmp_path).schedule, compiled=asked), QUIET) is expected
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines whose device has no bfloat16")
 def test_bf16_is_refused_where_the_device_has_none(tmp_path: Path) -> None:
     with pytest.raises(HfmegaError, match="needs a GPU"):
         replace(settings(tmp_path), bf16=True)
+
+
+def test_the_cosine_goes_from_the_rate_to_zero_and_the_constant_stays() -> None:
+    cosine = fit.Schedule(epochs=2, batch_size=8, learning_rate=0.4, decay="cosine")
+    assert [cosine.rate(step, 4) for step in (0, 2, 4)] == pytest.approx([0.4, 0.2, 0.0])
+    assert fit.Schedule(epochs=2, batch_size=8, learning_rate=0.4).rate(3, 4) == 0.4
+
+
+def test_augmented_images_are_shifted_and_flipped_copies() -> None:
+    """The one bright pixel of each image moves by at most an eighth of a side, and is mirrored in about half of them."""
+    images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 8, 4] = 255
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = fit.augmented(images)
+    assert (found.shape, found.dtype) == (images.shape, torch.uint8)
+    rows, columns = (found[:, 0].amax(dim=axis).argmax(dim=1) for axis in (2, 1))
+    assert set(rows.tolist()) == set(range(6, 11))
+    assert set(columns.tolist()) == {2, 3, 4, 5, 6} | {9, 10, 11, 12, 13}
+    assert 0.4 < (columns > 8).float().mean() < 0.6
+    assert torch.equal(found[:, 0], found[:, 2])
+
+
+def test_decay_and_augmentation_are_recorded_and_change_the_weights(trained: Path, tmp_path: Path) -> None:
+    train.train(replace(settings(tmp_path / "out"), decay="cosine", augment=True), QUIET)
+    record = hub.pull(str(tmp_path / "out")).record
+    assert record is not None
+    assert (record["decay"], record["augment"]) == ("cosine", True)
+    first, second = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
