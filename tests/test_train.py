@@ -144,7 +144,7 @@ def test_the_cosine_goes_from_the_rate_to_zero_and_the_constant_stays() -> None:
 
 
 def test_augmented_images_are_shifted_and_flipped_copies() -> None:
-    """The one bright pixel of each image moves by at most an eighth of a side, and is mirrored in about half of them."""
+    """The one bright pixel of each image moves by at most an eighth of a side; about half are mirrored."""
     images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     images[:, :, 8, 4] = 255
     with torch.random.fork_rng():
