@@ -10,7 +10,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo test lint reproduce reproduce-small quality bench wheel clean
+.PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small quality bench wheel clean
 
 demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
 	rm -rf runs/demo
@@ -20,12 +20,24 @@ demo: .venv/installed  ## train three small networks on scikit-learn's digits an
 	$(HFMEGA) merge runs/demo/branch-2 runs/demo/branch-3 --dataset digits --population 12 --generations 5 -o runs/demo/merged
 	@echo "the card: runs/demo/merged/README.md"
 
-test: lint  ## lint, then every test, a process for each core, with a floor under the coverage; fuzzing is not traced: it would take minutes
-	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses auto --dist loadfile --ignore tests/test_fuzz.py
-	$(BIN)/python -m pytest tests/test_fuzz.py
+TRACE ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(if $(TRACE),-m coverage run )-m pytest --numprocesses auto
+
+test: lint  ## lint, types and every claim, a process for each core: minutes
+	$(PYTEST) -m "not system and not fuzz"
+
+test-all: TRACE = yes
+test-all: fresh-coverage test test-rest  ## the same, and kills, processes, memory, large networks, fuzzing; a floor under the coverage
+
+test-rest: TRACE = yes
+test-rest: .venv/installed  ## what test-all adds; needs the traces of `make test TRACE=yes`
+	$(PYTEST) -m system
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --hypothesis-profile fuzz tests/test_fuzz.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+fresh-coverage: .venv/installed
+	$(BIN)/python -m coverage erase
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 
 with atheris.instrument_imports(include=["hfmega"]):
-    import parsers
+    from support import parsers
 
     from hfmega import HfmegaError
 

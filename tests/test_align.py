@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run
+from support.commands import run
 from torch import Tensor
 
 from hfmega import HfmegaError, align
@@ -29,6 +29,12 @@ NETWORKS = {
 }
 
 
+def large(name: str) -> object:
+    """A network as a parameter; those that take seconds are of the slower tier."""
+    slow = name in ("densenet121", "legacy_xception", "mobilenetv3_small_050")
+    return pytest.param(name, marks=pytest.mark.system) if slow else name
+
+
 def config_of(network: str) -> dict[str, object]:
     return {"architecture": network, "num_classes": 10}
 
@@ -43,7 +49,7 @@ def weights_of(network: str, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [large(name) for name in NETWORKS])
 def test_a_permuted_network_computes_the_same(network: str) -> None:
     config, state = config_of(network), weights_of(network)
     spaces = spaces_of(config)
@@ -71,7 +77,9 @@ def test_what_cannot_be_permuted_is_said_in_a_sentence() -> None:
     assert spaces_of(config_of("resnet20_cifar")).notes == ()
 
 
-@pytest.mark.parametrize("network", ["resnet20_cifar", "densenet121", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize(
+    "network", [large(name) for name in ("resnet20_cifar", "densenet121", "mobilenetv3_small_050", "convnext_atto")]
+)
 def test_matching_weights_undoes_a_permutation(network: str) -> None:
     state, spaces = weights_of(network), spaces_of(config_of(network))
     turned = permute(state, spaces, random_permutations(spaces, 7))

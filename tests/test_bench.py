@@ -7,6 +7,8 @@ import pytest
 
 from hfmega.output import Output
 
+pytestmark = pytest.mark.system
+
 POPULATION, GENERATIONS = 4, 2
 
 Rows = dict[str, dict[str, Any]]

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub.cards import FRONT_MATTER, check
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import save_model
+from support.hub.cards import FRONT_MATTER, check
 
 from hfmega import card, diagram, figures, printable
 from hfmega.compare import wilson

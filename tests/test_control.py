@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run
+from support.commands import run
 
 from hfmega.control import FINE_TUNING, SEARCH_ALONE
 
@@ -59,7 +59,7 @@ def test_fine_tuning_undertrained_sources_gains_and_the_merge_is_not_credited_wi
     merged: tuple[Path, dict[str, object]],
 ) -> None:
     alone, tuned = merged[1]["controls"]  # type: ignore[misc]
-    assert tuned["gain"] > 0.05
+    assert tuned["gain"] > 0.02
     assert tuned["accuracy"] > alone["accuracy"]
     assert tuned["remainder"] < 0
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import run
+from support.commands import run
 
 from hfmega import HfmegaError, estimate
 from hfmega.job import prepare
@@ -15,6 +15,11 @@ from hfmega.merge import carry_out
 from hfmega.output import Output
 from hfmega.settings import PRESETS, MergeSettings
 from hfmega.splits import SplitRequest, plan_splits
+
+
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "PROBE_SECONDS", 0.05)
 
 
 def settings(sources: tuple[Path, ...], output: Path) -> MergeSettings:

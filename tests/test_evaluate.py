@@ -171,7 +171,7 @@ def test_calibration_does_not_depend_on_what_was_evaluated_before(evaluator: Eva
 
 
 def test_calibration_repairs_statistics_that_lag(evaluator: Evaluator, unseen: Split) -> None:
-    lagging, calibrated = evaluator.scores([source_alone(0, 2), source_alone(0, 2, calibrate=True)], unseen)
+    lagging, calibrated = evaluator.scores([source_alone(1, 2), source_alone(1, 2, calibrate=True)], unseen)
     assert calibrated.loss < lagging.loss
     assert calibrated.accuracy > lagging.accuracy + 0.2
 

@@ -1,6 +1,7 @@
 """Whatever stands in a source's name, a slice, a config, a lineage or a recipe: a value, or HfmegaError.
 
-10,000 inputs for each parser by Hypothesis, and as many that are led by coverage (atheris) where that is installed.
+Some hundred inputs for each parser by Hypothesis; in the tier `fuzz` 10,000, and as many that are led by coverage
+(atheris) where that is installed.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import parsers
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from support import parsers
 
 from hfmega import HfmegaError, lineage
 
 CARDS = Path(__file__).parents[1] / "cards"
-FUZZ = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 TEXTS = [
     "",
@@ -317,6 +318,7 @@ def test_what_is_nested_too_deep_is_no_lineage(folder: Path) -> None:
         lineage.read(path)
 
 
+@pytest.mark.fuzz
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is for Linux and some versions of Python")
 def test_10000_inputs_that_coverage_leads_to_give_a_value_or_our_error(tmp_path: Path) -> None:
     """The same parsers. The process must have done them all, which it says of each."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import run
+from support.commands import run
 
 from hfmega import HfmegaError, lineage
 from hfmega.layout import groups_of, layout_of

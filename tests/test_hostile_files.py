@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from hub import Hub, client
 from safetensors.torch import save_file
+from support.hub import Hub, client
 from test_fuzz import LINEAGE
 from test_weights import CONFIG, checkpoint, state
 from torch import Tensor

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub, client
-from hub.client import Reply
 from safetensors.torch import save_file
+from support.hub import Fault, Hub, client
+from support.hub.client import Reply
 
+from hfmega import steady
 from hfmega.models import build
 
 TOKEN = "hf_ann"
 PULL = "from hfmega import hub\nfound = hub.pull('ann/source')\nvalue = [found.sha256, found.revision]"
-IMPATIENT = "import hfmega.steady\nhfmega.steady.wait = lambda state: 0.0\n"  # where all attempts fail
 PUSH = "from hfmega.push import Push, push\nvalue = push(Path(folder), Push('ann/merged', create_pr=pr))"
+
+
+def at_once(_: object) -> float:
+    """Seconds to wait where all attempts fail."""
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Case:
     outcome: str = ""
     asks: tuple[str, str, int] | None = None
     pr: bool = False
+    impatient: bool = False  # where all attempts fail
 
 
 INFO, FILE = "/api/models/ann/source", "/ann/source/resolve/.*/model.safetensors"
@@ -44,7 +50,7 @@ CASES = (
     Case("429 with Retry-After, on information", (Fault(INFO, status=429, headers={"Retry-After": "1"}),)),
     Case("500, on a file", (Fault(FILE, "GET", status=500),), asks=("GET", FILE, 2)),
     Case("503 twice, on information", (Fault(INFO, status=503, times=2),), asks=("GET", INFO, 3)),
-    Case("a Hub that stays ill", (Fault(INFO, status=503, times=99),), IMPATIENT + PULL,
+    Case("a Hub that stays ill", (Fault(INFO, status=503, times=99),), PULL, impatient=True,
          outcome="the Hub refused ann/source", asks=("GET", INFO, 5)),
     Case("dropped connection, on information", (Fault(INFO, drop=True),)),
     Case("dropped connection, on a file", (Fault(FILE, "GET", drop=True),)),
@@ -62,7 +68,7 @@ CASES = (
     Case("commit made, answered with 502", (Fault(COMMIT, status=502, after=True),), PUSH, asks=("POST", COMMIT, 1)),
     Case("pull request made, its answer lost", (Fault(COMMIT, drop=True, after=True),), PUSH, pr=True,
          asks=("POST", COMMIT, 1)),
-    Case("a Hub that takes no commit", (Fault(COMMIT, status=500, times=99),), IMPATIENT + PUSH, outcome=FINISH,
+    Case("a Hub that takes no commit", (Fault(COMMIT, status=500, times=99),), PUSH, impatient=True, outcome=FINISH,
          asks=("POST", COMMIT, 5)),
     Case("no right to write", (Fault(COMMIT, status=403),), PUSH, outcome="--create-pr proposes it"),
 )  # fmt: skip
@@ -107,8 +113,10 @@ def said(reply: Reply) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_fault_is_overcome_or_one_sentence(
-    hub: Hub, folder: Path, tmp_path: Path, case: Case, table: list[tuple[str, str]]
+    hub: Hub, folder: Path, tmp_path: Path, case: Case, table: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if case.impatient:
+        monkeypatch.setattr(steady, "wait", at_once)
     environment = hub.environment(tmp_path / "home", TOKEN)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     if PUSH in case.do:
@@ -211,10 +219,13 @@ def test_a_repository_that_got_the_same_files_meanwhile_is_as_it_should_be(
     assert reply.value == f"{hub.url}/ann/merged/commit/{commits[0]}"
 
 
-def test_no_network_is_one_sentence(tmp_path: Path, table: list[tuple[str, str]]) -> None:
+def test_no_network_is_one_sentence(
+    tmp_path: Path, table: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, "wait", at_once)
     with Hub(tmp_path / "hub") as gone:
         environment = gone.environment(tmp_path / "home", TOKEN)
-    reply = client.ask(environment, IMPATIENT + PULL, {})  # at a port where nobody listens any more
+    reply = client.ask(environment, PULL, {})  # at a port where nobody listens any more
     table.append(("no network", said(reply)))
     assert reply.error == "HfmegaError"
     assert reply.text.startswith("the connection to the Hub failed for ann/source (")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, run, run_all
-from hub import Fault, Hub, client
-from hub.cards import check
+from support.commands import Done, run, run_all
+from support.hub import Fault, Hub, client
+from support.hub.cards import check
 
 TOKEN = "hf_ann"
 MERGE = ("--population", 4, "--generations", 2, "--dataset", "ann/digits", "--fitness-split", "train[:200]", "--json")

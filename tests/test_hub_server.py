@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from hub import Fault, Hub, client
-from hub.cards import check
-from hub.client import Reply
+from support.hub import Fault, Hub, client
+from support.hub.cards import check
+from support.hub.client import Reply
 
 OWNER, READER, STRANGER = "hf_owner", "hf_reader", "hf_stranger"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
 from PIL import Image
+from support.commands import run
 
 from hfmega.models import build
 from hfmega.weights import save_weights

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run, run_all
+from support.commands import run, run_all
 
 from hfmega.inspect import Walk
 
@@ -92,6 +92,7 @@ def test_the_flags_of_a_walk() -> None:
     assert flags == ["--no-calibrate", "--calibrate", "--align weights --no-calibrate", "--align weights --calibrate"]
 
 
+@pytest.mark.system
 def test_s44_and_s45_are_independent_and_alignment_lowers_the_barrier(
     shared_checkpoints: Path, shared_cifar: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ import pytest
 
 from hfmega import run
 
+pytestmark = pytest.mark.system
+
 if sys.platform != "linux":
     pytest.skip("forks of a process that holds torch: Linux alone", allow_module_level=True)
 
@@ -139,7 +141,6 @@ def moments(seconds: float, touches: int) -> Iterator[dict[str, Any]]:
         yield {"before": 1 + int((k + draw.random()) / (KILLS // 2) * touches)}
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     forks: ForkServerContext, tiny_sources: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

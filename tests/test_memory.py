@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 MEASURE = """
 import resource, sys
 import numpy as np
@@ -29,7 +31,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 def test_memory_does_not_grow_with_the_population(tmp_path: Path) -> None:
     """ResNet-56, two populations (the second has noise): 200 individuals take at most 10 % more than 20."""

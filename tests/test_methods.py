@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run, run_all
 from safetensors.torch import load_file
+from support.commands import run, run_all
 from torch import Tensor
 
 from hfmega import methods

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import run
+from support.commands import alone
 
 from hfmega.launch import killed
 from hfmega.run import WORK
+
+pytestmark = pytest.mark.system
 
 MERGE = ("--dataset", "digits", "--fitness-split", "train[:900]", "--calibration-split", "train[900:1000]",
          "--confirm-share", 0.3, "--test-split", "test[:200]", "--population", 9, "--generations", 3, "--seed", 3,
@@ -28,7 +30,9 @@ def test_any_number_of_processes_gives_the_recipe_and_the_bytes_of_one(
 ) -> None:
     """With racing: 210 images for all of a generation, 630 for some."""
     results = [
-        run("merge", *tiny_sources, *MERGE, "-o", tmp_path / f"{n}", "--num-processes", n, environment=ONE_THREAD).json
+        alone(
+            "merge", *tiny_sources, *MERGE, "-o", tmp_path / f"{n}", "--num-processes", n, environment=ONE_THREAD
+        ).json
         for n in (1, 2, 3)
     ]
     two_nodes(*tiny_sources, *MERGE, "-o", tmp_path / "nodes")
@@ -62,7 +66,7 @@ def two_nodes(*arguments: object) -> None:
 
 
 def test_a_problem_in_two_processes_is_said_once(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run("merge", tiny_sources[0], "nowhere", "--num-processes", 2, "--cpu", "-o", tmp_path / "never")
+    done = alone("merge", tiny_sources[0], "nowhere", "--num-processes", 2, "--cpu", "-o", tmp_path / "never")
     assert "no folder nowhere" in done.complaint
     assert not (tmp_path / "never").exists()
 
@@ -91,7 +95,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_the_same_command_goes
             f"hfmega: process {rank} of 2 was ended by SIGKILL; the same command resumes where it stopped."
         )
     for name in ("killed", "whole"):
-        assert run(*command, "-o", tmp_path / name, environment=ONE_THREAD).code == 0
+        assert alone(*command, "-o", tmp_path / name, environment=ONE_THREAD).code == 0
     killed, whole = (json.loads((tmp_path / name / "lineage.json").read_text()) for name in ("killed", "whole"))
     assert killed["recipe"] == whole["recipe"]
     assert killed["nodes"] == whole["nodes"]

@@ -44,7 +44,9 @@ def settings(output: Path, **changes: Any) -> ReproduceSettings:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReproduceSettings, list[Run]]:
     asked = settings(tmp_path_factory.mktemp("study"))
-    runs = reproduce.reproduce(asked, QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "PIXELS", 8)  # the paper's 32 are of the slower tier
+        runs = reproduce.reproduce(asked, QUIET)
     results.write("table2", runs, asked.output)
     return asked, runs
 
@@ -183,6 +185,7 @@ def test_the_figure_shows_the_searches_of_table_1_without_searching_again(
     small = settings(
         tmp_path, table="table1", seeds=(1, 2), protocols=("paper",), sources=str(study[0].output / "sources")
     )
+    monkeypatch.setattr(paper, "PIXELS", 8)
     reproduce.reproduce(small, QUIET)
     monkeypatch.setattr("hfmega.merge.carry_out", lambda *_: pytest.fail("searched again"))
     runs = reproduce.reproduce(replace(small, table="figure2"), QUIET)
@@ -232,7 +235,7 @@ def test_an_estimate_is_images_over_rates(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("network", ["resnet56_cifar", "resnet110_cifar", "resnet152_cifar", "xception", "densenet121",
                                      "densenet169"])  # fmt: skip
 def test_every_network_of_the_paper_trains_and_merges(network: str, tmp_path: Path) -> None:

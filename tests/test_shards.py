@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from hub import Fault, Hub, client
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from support.hub import Fault, Hub, client
 
 from hfmega import HfmegaError, hub, lineage
 from hfmega.lineage import Lineage

@@ -29,6 +29,7 @@ def test_a_source_has_the_accuracy_that_was_measured_elsewhere(
     assert found.accuracy == pytest.approx(accuracy, abs=0.001)
 
 
+@pytest.mark.system
 def test_recorded_sources_are_merged_on_images_that_neither_was_trained_on(
     shared_cifar: Path, shared_checkpoints: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_published_card_replays_to_its_hash(name: str, shared_checkpoints: Pat
     assert lineage.replay(str(cards / name), shared_checkpoints).equal
 
 
+@pytest.mark.system
 def test_foreign_checkpoints_keep_their_own_preprocessing_and_statistics(
     shared_cifar: Path, shared_checkpoints: Path, tmp_path: Path
 ) -> None:

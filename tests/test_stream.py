@@ -108,7 +108,9 @@ def test_streamed_images_give_the_scores_and_statistics_of_resident_ones(
     assert streamed.images_seen == resident.images_seen
 
 
-@pytest.mark.parametrize("method", ["mega", "learned", "fisher", "regmean"])
+@pytest.mark.parametrize(
+    "method", ["mega", *(pytest.param(m, marks=pytest.mark.system) for m in ("learned", "fisher", "regmean"))]
+)
 def test_a_merge_whose_images_fit_no_memory_is_the_same_merge(
     method: str, tiny_sources: tuple[Path, Path], tmp_path: Path
 ) -> None:

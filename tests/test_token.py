@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import run
-from hub import Fault, Hub
+from support.commands import alone, run
+from support.hub import Fault, Hub
 
 from hfmega.hub import Remote
 from hfmega.push import Push
@@ -41,11 +41,12 @@ MERGE = ["merge", "ann/s1", "ann/s2", "--dataset", "digits", "--fitness-split", 
 MERGE += ["--generations", 1, "-o", "out", "--push-to-hub", "ann/merged", "--debug", "-v", "--json"]
 
 
+@pytest.mark.system
 def test_a_merge_and_its_push_leave_no_token_behind(hub: Hub, tmp_path: Path) -> None:
     """The commit fails at the end, in --debug with its whole traceback."""
     hub.inject(Fault("/ann/merged/commit/", status=403, times=99))
     (tmp_path / "work").mkdir()
-    done = run(*MERGE, "--token", TOKEN, cwd=tmp_path / "work", environment=hub.environment(tmp_path / "home"))
+    done = alone(*MERGE, "--token", TOKEN, cwd=tmp_path / "work", environment=hub.environment(tmp_path / "home"))
     assert done.code == 1
     assert "Traceback" in done.stderr
     assert "--create-pr proposes it" in done.stderr
@@ -55,9 +56,10 @@ def test_a_merge_and_its_push_leave_no_token_behind(hub: Hub, tmp_path: Path) ->
     assert holding(tmp_path, TOKEN) == []
 
 
+@pytest.mark.system
 def test_a_wrong_token_is_refused_without_being_shown(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    done = run(*MERGE, f"--token={WRONG}", cwd=tmp_path / "work", environment=hub.environment(tmp_path / "home"))
+    done = alone(*MERGE, f"--token={WRONG}", cwd=tmp_path / "work", environment=hub.environment(tmp_path / "home"))
     assert done.code == 1
     assert "Traceback" in done.stderr
     assert "nothing could be published as ann/merged" in done.stderr
@@ -65,6 +67,7 @@ def test_a_wrong_token_is_refused_without_being_shown(hub: Hub, tmp_path: Path) 
     assert holding(tmp_path, WRONG) == []
 
 
+@pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks where Linux lists processes")
 @pytest.mark.parametrize("flags", [["--token", TOKEN], [f"--token={TOKEN}"]], ids=["two words", "one word"])
 def test_the_list_of_processes_shows_no_token_while_a_command_works(hub: Hub, tmp_path: Path, flags: list[str]) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import commands
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import commands
 
 from hfmega import HfmegaError, hub, lineage
 from hfmega.choose import Chosen
@@ -410,7 +410,6 @@ def resumed(eight: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -
         return seen, run(eight, folder)
 
 
-@pytest.mark.slow
 def test_a_run_interrupted_in_its_fifth_merge_does_not_search_the_first_four_again(
     resumed: tuple[Watch, Lineage],
 ) -> None:
@@ -421,7 +420,6 @@ def test_a_run_interrupted_in_its_fifth_merge_does_not_search_the_first_four_aga
     assert counts[-1] <= 4 + 7  # and the averages that the greedy soup of all eight tries
 
 
-@pytest.mark.slow
 def test_an_interrupted_tree_resumes_to_the_same_nodes_and_bytes(
     resumed: tuple[Watch, Lineage], grown: tuple[Path, Lineage]
 ) -> None:
@@ -432,14 +430,12 @@ def test_an_interrupted_tree_resumes_to_the_same_nodes_and_bytes(
     assert made.candidates == expected.candidates
 
 
-@pytest.mark.slow
 def test_an_interrupted_tree_counts_the_forward_passes_of_one_run(
     resumed: tuple[Watch, Lineage], grown: tuple[Path, Lineage]
 ) -> None:
     assert resumed[1].forward_passes == grown[1].forward_passes
 
 
-@pytest.mark.slow
 def test_a_tree_interrupted_before_a_merge_has_begun_counts_the_forward_passes_of_one_run(
     eight: tuple[Path, ...], grown: tuple[Path, Lineage], tmp_path: Path
 ) -> None:
@@ -457,7 +453,7 @@ def done_nodes(folder: Path) -> list[str]:
     return list(json.loads(record.read_text())["done"]) if record.exists() else []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_resume_after_kill_gives_the_same_recipe(
     eight: tuple[Path, ...], by_the_paper: tuple[Path, Lineage], tmp_path: Path
 ) -> None:
@@ -472,7 +468,7 @@ def test_resume_after_kill_gives_the_same_recipe(
     assert first.wait() != 0
     done = done_nodes(tmp_path / "out")
     assert done[:4] == ["merge-1", "merge-2", "merge-3", "merge-4"]
-    second = commands.run(*arguments)
+    second = commands.alone(*arguments)
     assert second.json["sha256"] == by_the_paper[1].result.sha256
     made = lineage.read(tmp_path / "out" / "lineage.json")
     assert (made.recipe, made.nodes) == (by_the_paper[1].recipe, by_the_paper[1].nodes)
@@ -505,6 +501,7 @@ def whole(level: Sequence[Node], population: int, processes: int) -> Iterator[li
     yield list(level)
 
 
+@pytest.mark.system
 def test_merges_side_by_side_are_those_one_by_one(
     eight: tuple[Path, ...], by_the_paper: tuple[Path, Lineage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,14 +526,14 @@ def test_a_level_interrupted_side_by_side_resumes_to_the_same_nodes(
     assert run(eight, tmp_path / "out", **PAPER).nodes == by_the_paper[1].nodes
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_tree_in_two_processes_is_the_tree_of_one(eight: tuple[Path, ...], tmp_path: Path) -> None:
     """Of a population of five, two merges side by side take five rounds instead of six."""
     level = level_of(2)
     assert list(batches(level, population=5, processes=2)) == [level]
     made = []
     for n in (1, 2):
-        done = commands.run("merge", *eight[:4], *FLAGS, "--population", 5, "-o", tmp_path / f"{n}",
+        done = commands.alone("merge", *eight[:4], *FLAGS, "--population", 5, "-o", tmp_path / f"{n}",
                             "--num-processes", n, environment={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.code == 0, done.stderr
         made.append(lineage.read(tmp_path / f"{n}" / "lineage.json"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run_all
-from hub import Hub
 from safetensors.torch import load_file, save_file
+from support.commands import run_all
+from support.hub import Hub
 
 from hfmega import card, lineage, verify
 from hfmega.merge import merge

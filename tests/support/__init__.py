@@ -1,0 +1,1 @@
+"""What the tests share: commands in this process, preloaded forks, a Hub on loopback, small trained sources."""
