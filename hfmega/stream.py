@@ -13,8 +13,9 @@ from typing import Final
 import datasets
 import psutil
 import torch
+import torch.utils.data
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hfmega import HfmegaError
 
@@ -71,7 +72,7 @@ def stream(images: Tensor, parts: Sequence[range], device: torch.device) -> Iter
         yield batch.to(device, non_blocking=True)
 
 
-class Parts(Dataset[Tensor]):
+class Parts(torch.utils.data.Dataset[Tensor]):
     """Ranges of images. images: uint8 [n, channels, height, width]."""
 
     def __init__(self, images: Tensor, parts: Sequence[range]) -> None:

@@ -91,8 +91,8 @@ def test_replay_in_another_folder_finds_the_sources_by_hash(
             shutil.copy(merged[0] / name, copy)
     with pytest.raises(HfmegaError, match="--sources DIR"):
         lineage.replay(str(copy))
-    replay = lineage.replay(str(copy), tmp_path / "elsewhere", tmp_path / "rebuilt")
-    assert replay.equal
+    rebuilt = lineage.replay(str(copy), tmp_path / "elsewhere", tmp_path / "rebuilt")
+    assert rebuilt.equal
     assert hub.sha256_of(tmp_path / "rebuilt" / "model.safetensors") == merged[1].result.sha256
 
 
