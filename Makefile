@@ -32,7 +32,7 @@ test-all: fresh-coverage test test-rest  ## the same, and kills, processes, memo
 test-rest: TRACE = yes
 test-rest: .venv/installed  ## what test-all adds; needs the traces of `make test TRACE=yes`
 	$(PYTEST) -m system
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --hypothesis-profile fuzz tests/test_fuzz.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --hypothesis-profile fuzz tests/fuzz
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -57,12 +57,12 @@ reproduce-small: .venv/installed  ## the same pipeline with small networks and s
 	cp -R runs/small/results cards/reproduction
 
 quality: .venv/installed  ## every method on families of checkpoints; rewrites cards/quality (SOURCES: folders, separated by spaces)
-	$(BIN)/python tests/benchmarks/quality.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/quality
+	$(BIN)/python benchmarks/quality.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/quality
 	rm -rf cards/quality
 	cp -R runs/quality/results cards/quality
 
 bench: .venv/installed  ## what a search costs, against plain PyTorch and PyGAD; rewrites cards/speed
-	$(BIN)/python tests/benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench
+	$(BIN)/python benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench
 	rm -rf cards/speed
 	cp -R runs/bench/results cards/speed
 

@@ -1,5 +1,5 @@
 """`python -m hfmega`, for torchrun and accelerate launch."""
 
-from hfmega.cli import main
+from hfmega.cli.commands import main
 
 main()

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from hfmega import HfmegaError
+from hfmega.errors import HfmegaError
 
 DISTRIBUTED: Final = "WORLD_SIZE"
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hfmega import HfmegaError
+from hfmega.errors import HfmegaError
 
 LEVELS: Final = 1 << 16
 NORMAL_TABLE_SHA256: Final = "55d9ba3bb184877f40f8091824820de9f0757438104d5cbcc8042171d9bdfa88"

@@ -15,7 +15,7 @@ os.environ |= {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
 }
 
-from hfmega.data import Dataset, open_dataset
+from hfmega.data.dataset import Dataset, open_dataset
 
 settings.register_profile("default", max_examples=300)
 settings.register_profile("fuzz", max_examples=10_000)
@@ -56,7 +56,7 @@ def tiny_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     Accuracy on test as trained 0.87 and 0.61, with re-estimated BatchNorm statistics 0.93 and 0.90.
     """
     from hfmega.output import Output
-    from hfmega.train import TrainSettings, train
+    from hfmega.study.train import TrainSettings, train
 
     folder = tmp_path_factory.mktemp("sources")
     for seed in (1, 2):

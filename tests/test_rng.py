@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hfmega import HfmegaError, rng
+from hfmega import rng
+from hfmega.errors import HfmegaError
 from hfmega.rng import NORMAL_TABLE_SHA256, Draws, normal_table, permutation, philox, raw_words
 
 KEY = (7, "claim")

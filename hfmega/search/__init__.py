@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hfmega.recipe import Recipe
+from hfmega.search.recipe import Recipe
 
 
 class Scored(Protocol):

@@ -6,8 +6,9 @@ from typing import Final
 import numpy as np
 from cmaes import CMA  # type: ignore[import-untyped]
 
-from hfmega.recipe import Recipe, blend
-from hfmega.search.ga import GASettings, MeGA
+from hfmega.search.ga import MeGA
+from hfmega.search.recipe import Recipe, blend
+from hfmega.settings import GASettings
 
 SIGMA: Final = 0.3  # of the first population, in coefficients; affine ones: any sign, sum one
 

@@ -2,67 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, pstdev
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
-from hfmega import HfmegaError
-from hfmega.layout import Genome
-from hfmega.recipe import Noise, Recipe, blend, blend_groups, centroid, crossover, mutate
+from hfmega.errors import HfmegaError
 from hfmega.rng import Draws, normal_table, philox, raw_words
 from hfmega.search import Generation, Scored
+from hfmega.search.recipe import Noise, Recipe, blend, blend_groups, centroid, crossover, mutate
+from hfmega.settings import GASettings
 
 T = TypeVar("T")
 STEP: Final = 0.1  # of a mutated group, in coefficients: standard deviation
-
-
-@dataclass(frozen=True)
-class GASettings:
-    """The constants of the search. A generation is one evaluated population; the first is the initial one.
-
-    mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
-    redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
-    break_ties: equal accuracies are ordered by mean loss.
-    genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
-    and a mutation is a step of the coefficients of some groups instead of noise on weights.
-    Raises HfmegaError for constants that make no search.
-    """
-
-    population: int = 20
-    generations: int = 20
-    parents: int = 4
-    tournament: int = 3
-    mutation_rate: float = 0.02
-    mutation_sigma: float = 0.1
-    mutation_unit: Literal["element", "tensor"] = "element"
-    anchors: bool = False
-    redraw_parents: bool = False
-    break_ties: bool = False
-    fitness: Literal["accuracy", "loss"] = "accuracy"
-    genome: Genome = "model"
-
-    def __post_init__(self) -> None:
-        if self.population < 2:
-            raise HfmegaError(f"a population of {self.population} cannot be crossed: it needs at least 2.")
-        if self.generations < 1:
-            raise HfmegaError(f"{self.generations} generations make no search: it needs at least 1.")
-        if self.parents < 2:
-            raise HfmegaError(f"{self.parents} parents cannot be crossed: it needs at least 2.")
-        if not 1 <= self.tournament <= self.population:
-            raise HfmegaError(f"a tournament of {self.tournament} does not fit a population of {self.population}.")
-        if not 0 <= self.mutation_rate <= 1:
-            raise HfmegaError(f"a mutation rate of {self.mutation_rate} is no probability: it lies between 0 and 1.")
-        if not (math.isfinite(self.mutation_sigma) and self.mutation_sigma >= 0):
-            raise HfmegaError(f"a mutation sigma of {self.mutation_sigma} is no standard deviation.")
-
-
-# The paper prints no sigma: it gets the one of the author's program. On trained weights that is a large step, after
-# which fitness rises and unseen images lose: the default takes a tenth of it.
-PAPER: Final = GASettings()
-AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
-DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
 
 
 class MeGA:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from hfmega.recipe import Recipe
 from hfmega.rng import Draws
 from hfmega.search.ga import MeGA
+from hfmega.search.recipe import Recipe
 
 
 class RandomSearch(MeGA):

@@ -38,7 +38,7 @@ class Done:
 
 
 def run(*arguments: object, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> Done:
-    """One command, in this process: `hfmega.cli.main` with streams of its own, which it cannot tell from real ones."""
+    """One command, in this process, with streams of its own, which it cannot tell from real ones."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
     with surroundings(environment, cwd), redirect_stdout(out), redirect_stderr(err):
         code = call([str(argument) for argument in arguments])
@@ -51,7 +51,7 @@ def run(*arguments: object, cwd: Path | None = None, environment: Mapping[str, s
 
 def call(arguments: Sequence[str]) -> int:
     """`python -m hfmega ARGUMENTS`; its exit code. An exception that it lets through is shown as Python would."""
-    from hfmega.cli import main
+    from hfmega.cli.commands import main
 
     argv, hook = sys.argv, sys.excepthook
     sys.argv = ["hfmega", *arguments]

@@ -8,11 +8,17 @@ from pathlib import Path
 import datasets
 import torch
 
-from hfmega import align, card, config, hub, lineage
-from hfmega.data import Dataset, preprocessing_of, rows_of
-from hfmega.job import spread
-from hfmega.recipe import Sources
-from hfmega.weights import rebuild
+from hfmega.data.dataset import Dataset, rows_of
+from hfmega.folder import RECIPE
+from hfmega.hub import pull
+from hfmega.merging.gather import spread
+from hfmega.merging.replay import read_evidence
+from hfmega.models import config
+from hfmega.models.preprocessing import preprocessing_of
+from hfmega.report import card, lineage
+from hfmega.weights import align
+from hfmega.weights.checkpoint import Checkpoint
+from hfmega.weights.sources import Sources, rebuild
 
 DATASET = Dataset(
     "pets",
@@ -46,7 +52,7 @@ def tiny_sources(count: int) -> Sources:
 
 
 def read_source(name: str) -> None:
-    repo_id, revision = hub.parse(name)
+    repo_id, revision = pull.parse(name)
     assert ".." not in repo_id
     assert repo_id.count("/") <= 1
     assert revision is None or revision
@@ -65,7 +71,7 @@ def read_config(content: bytes, folder: Path) -> None:
     assert 1 <= found["num_classes"] <= 1_000_000
     preprocessing_of(found)
     card.loading(found)
-    assert hub.Checkpoint("here", None, None, folder, "", found).record or True
+    assert Checkpoint("here", None, None, folder, "", found).record or True
 
 
 def read_lineage(content: bytes, folder: Path) -> None:
@@ -78,7 +84,7 @@ def read_lineage(content: bytes, folder: Path) -> None:
 
 def read_recipe(content: bytes, tensors: bytes, folder: Path) -> None:
     """A lineage with its recipe.safetensors: the recipe over more sources, and its weights over tiny ones."""
-    path, beside = folder / "lineage.json", folder / hub.RECIPE
+    path, beside = folder / "lineage.json", folder / RECIPE
     path.write_bytes(content)
     beside.write_bytes(tensors)
     made = lineage.read(path)
@@ -89,6 +95,6 @@ def read_recipe(content: bytes, tensors: bytes, folder: Path) -> None:
     if made.aligned:
         align.read(beside, len(sources))
     if made.recipe.static:
-        sources.evidence = lineage.read_evidence(beside, made.recipe.static, sources)
+        sources.evidence = read_evidence(beside, made.recipe.static, sources)
     state = rebuild(sources, made.recipe, {})
     assert state["conv1.weight"].shape == (2, 1, 2, 2)

@@ -1,0 +1,82 @@
+"""Measurements, each in a process of its own, by what was asked; what is measured is kept in a file."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hfmega.errors import HfmegaError
+from hfmega.folder import write_atomically
+from hfmega.output import Output
+
+Found = dict[str, Any]
+
+
+class Bench:
+    """Measurements by what was asked, kept in a file. run: how one is made."""
+
+    def __init__(self, options: argparse.Namespace, output: Output, run: Callable[[Found], Found]) -> None:
+        self.options, self.output, self.run = options, output, run
+        self.file = options.output / "results" / "results.json"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {"measurements": []}
+        self.known: dict[str, Found] = {key(m["asked"]): m["found"] for m in kept["measurements"]}
+
+    def measure(self, what: str, **others: Any) -> Found:
+        """The measurement with the numbers of the options, but for what is said otherwise."""
+        options = self.options
+        asked = {
+            "what": what,
+            "sources": [str(source) for source in options.pair],
+            "dataset": options.dataset,
+            "images": options.images,
+            "population": options.population,
+            "generations": options.generations,
+            "seed": options.seed,
+            "threads": options.threads,
+        } | others
+        public = {**asked, "sources": [name(s) for s in asked["sources"]], "dataset": name(asked["dataset"])}
+        if key(public) not in self.known:
+            self.output.say(f"measuring {' '.join(f'{k}={v}' for k, v in {'what': what, **others}.items())}")
+            self.known[key(public)] = self.run(asked)
+            self.save()
+        return self.known[key(public)]
+
+    def save(self) -> None:
+        measurements = [{"asked": json.loads(k), "found": found} for k, found in self.known.items()]
+        kept = {"machine": machine(), "measurements": measurements}
+        write_atomically(self.file, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+def key(asked: Found) -> str:
+    return json.dumps(asked, sort_keys=True)
+
+
+def name(place: str) -> str:
+    """A source or a dataset without where this machine keeps it."""
+    return Path(place).name
+
+
+def machine() -> dict[str, str | int | None]:
+    packages = {package: version(package) for package in ("torch", "numpy", "pygad", "hfmega")}
+    return {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), **packages}
+
+
+def in_own_process(asked: Found) -> Found:
+    """Raises HfmegaError when the measurement failed; what it said is on stderr."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(asked)],
+        env={**os.environ, "OMP_NUM_THREADS": str(asked["threads"])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise HfmegaError(f"the measurement {json.dumps(asked)} failed with code {done.returncode}.")
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,218 @@
+"""Rows of a dataset as tensors: decoded once, in memory or, where they do not fit, in a file that is streamed."""
+
+import hashlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import numpy as np
+import psutil
+import torch
+import torch.utils.data
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
+from hfmega.errors import HfmegaError
+from hfmega.models.preprocessing import preprocessing_of
+from hfmega.rng import permutation
+
+LONGEST: Final = 200  # times the shorter side of an image
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one purpose. images: uint8 [n, channels, height, width]; labels: int64 [n], as the network counts."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def label_order(classes: Sequence[str], label_names: Sequence[str] | None) -> tuple[list[int] | None, str | None]:
+    """How dataset labels become network outputs: (dataset label -> output, a note for the user), None = as they are.
+
+    The same names in another order are mapped by name; different names are taken in their order, and the note says so.
+    """
+    if not classes or not label_names or list(classes) == list(label_names):
+        return None, None
+    if len(set(label_names)) == len(label_names) and set(classes) == set(label_names):
+        return [list(label_names).index(name) for name in classes], None
+    return None, (
+        f"the network's labels ({', '.join(label_names[:3])}, ...) are not the dataset's "
+        f"({', '.join(classes[:3])}, ...): labels are matched by their number."
+    )
+
+
+def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) -> Split:
+    """Decode and preprocess rows once, as the network's timm config asks (size, crop, interpolation).
+
+    Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
+    """
+    preprocessing = preprocessing_of(config)
+    transform = create_transform(**preprocessing, is_training=False, use_prefetcher=True)
+    mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
+    order, _ = label_order(dataset.classes, config.get("label_names"))
+    images, labels = room((len(rows), *preprocessing["input_size"])), torch.empty(len(rows), dtype=torch.int64)
+    digest = hashlib.sha256()
+    for place, (where, content, label) in enumerate(_read(dataset, rows)):
+        output = order[label] if order and 0 <= label < len(order) else label
+        if not 0 <= output < config["num_classes"]:
+            raise HfmegaError(f"{where} has label {label}, but the network has {config['num_classes']} classes.")
+        digest.update(content + label.to_bytes(8, "little", signed=True))
+        images[place] = transform(_decode(content, mode, where))
+        labels[place] = output
+    return Split(name, images, labels, digest.hexdigest())
+
+
+def stratified(split: Split) -> Split:
+    """The same images in a fixed random order, of which every beginning has each class in its share."""
+    labels = split.labels.numpy()
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rows[permutation(len(rows), 0, "stratified", label)]] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = torch.from_numpy(np.lexsort((permutation(len(labels), 0, "stratified"), place)))
+    images = torch.index_select(split.images, 0, order, out=room(tuple(split.images.shape)))
+    return replace(split, images=images, labels=split.labels[order])
+
+
+def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, bytes, int]]:
+    """Where each row is, its encoded image and its label."""
+    for name, start in _starts(dataset.lengths).items():
+        inside = rows[(rows >= start) & (rows < start + dataset.lengths[name])] - start
+        part = dataset.splits[name].select_columns([dataset.image_column, dataset.label_column])
+        part = part.cast_column(dataset.image_column, datasets.Image(decode=False)).select(inside)
+        for row, example in zip(inside, part, strict=True):
+            image, label = example[dataset.image_column], example[dataset.label_column]
+            where = f"row {row} of {name} in {dataset.id}"
+            if not isinstance(label, int):
+                raise HfmegaError(f"{where} has the label {label!r}, which is not a class number.")
+            yield where, _content(image, where), label
+
+
+def _content(image: dict[str, Any] | None, where: str) -> bytes:
+    """The encoded image of a row: its own bytes, or those of the file that it names; never of a device or a pipe."""
+    known = image or {}
+    if known.get("bytes"):
+        return bytes(known["bytes"])
+    try:
+        path = Path(known.get("path") or "")
+        if path.is_file():
+            return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise HfmegaError(f"{where} names an image file that cannot be read: {_first_line(error)}") from error
+    raise HfmegaError(f"{where} has no image.")
+
+
+def _decode(content: bytes, mode: str, where: str) -> Image.Image:
+    """The pixels. What would take very many of them is refused by its header: PIL's warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content))
+            if max(image.size) > LONGEST * min(image.size):  # its shorter side is what is scaled to the network's size
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            return image.convert(mode)
+        except Exception as error:  # PIL's decoders raise whatever their parsing comes upon
+            raise HfmegaError(f"{where} is not an image that can be read: {_first_line(error)}") from error
+
+
+ROOM: Final = 0.5  # of what is free of a memory is for the images of a split
+READ_AHEAD: Final = 4  # batches
+
+
+def room(shape: tuple[int, ...]) -> Tensor:
+    """uint8 of a shape: in memory, or where it would fill that, in a file beside the datasets that nobody else sees.
+
+    Raises HfmegaError when the disk has no room for it either.
+    """
+    size = prod(shape)
+    if size <= ROOM * psutil.virtual_memory().available:
+        return torch.empty(shape, dtype=torch.uint8)
+    beside = Path(datasets.config.HF_DATASETS_CACHE)
+    beside.mkdir(parents=True, exist_ok=True)
+    if size > shutil.disk_usage(beside).free:
+        raise HfmegaError(
+            f"{size / 1e9:,.1f} GB of images at {shape[2]} x {shape[3]} pixels fit neither memory nor the disk "
+            "of the datasets cache: name fewer images."
+        )
+    with tempfile.NamedTemporaryFile(dir=beside, prefix="hfmega-") as file:  # its name goes at once, it with the tensor
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would be a signal, not an error
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def in_file(images: Tensor) -> bool:
+    """Whether images lie in a file."""
+    return images.untyped_storage().filename is not None
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether a device takes all images of a split at once."""
+    if device.type != "cuda":
+        return not in_file(images)
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= ROOM * free
+
+
+def stream(images: Tensor, parts: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+    """The parts of images that fit no device, one after another on it; the next ones are read meanwhile."""
+    forks = sys.platform == "linux"
+    loader: DataLoader[Tensor] = DataLoader(
+        Parts(images, parts),
+        batch_size=None,
+        num_workers=int(forks),
+        prefetch_factor=READ_AHEAD if forks else None,
+        multiprocessing_context="fork" if forks else None,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        yield batch.to(device, non_blocking=True)
+
+
+class Parts(torch.utils.data.Dataset[Tensor]):
+    """Ranges of images. images: uint8 [n, channels, height, width]."""
+
+    def __init__(self, images: Tensor, parts: Sequence[range]) -> None:
+        self._images, self._parts = images, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, place: int) -> Tensor:
+        return cut(self._images, self._parts[place]).clone()  # a worker that sends a view of a mapped file hangs
+
+
+def cut(images: Tensor, rows: range) -> Tensor:
+    """Some images, as a view."""
+    return images[rows.start : rows.stop : rows.step]
+
+
+def batches(rows: range, size: int) -> list[range]:
+    """As many as `size` each, the last one what is left."""
+    return [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
+def even(rows: range, most: int) -> list[range]:
+    """As few as take at most `most` each, of lengths that differ by one at most, the longer ones first."""
+    count = -(-len(rows) // most)
+    least, longer = divmod(len(rows), count)
+    ends = [least * k + min(k, longer) for k in range(count + 1)]
+    return [rows[a:b] for a, b in pairwise(ends)]

@@ -1,0 +1,57 @@
+"""One checkpoint on a split: its predictions, and what `hfmega evaluate` reports."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfmega.data.dataset import Dataset, rows_of
+from hfmega.data.images import Split, load_split
+from hfmega.evaluation.answers import answers
+from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.processes import processes
+from hfmega.search.recipe import Recipe
+from hfmega.weights.checkpoint import Checkpoint, load_weights
+from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.sources import mix
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `hfmega evaluate` reports of a checkpoint on a split. loss in nats; per_class: class name to accuracy."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float
+    correct: int
+    total: int
+    split: str
+    per_class: dict[str, float]
+
+
+def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.device) -> Tensor:
+    """A checkpoint's log-probabilities: float32 [images, classes], on the CPU."""
+    states = [load_weights(checkpoint)]
+    check_mergeable([checkpoint], states)
+    evaluator = Evaluator(checkpoint.config, mix([checkpoint], states, device), calibration=None)
+    return evaluator.predict(Recipe((1.0,)), split)
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> Evaluation:
+    """A checkpoint on a slice of a dataset. Raises HfmegaError for anything that does not fit."""
+    split = load_split(dataset, rows_of(dataset, spec), checkpoint.config, spec)
+    judged = answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
+    names = checkpoint.config.get("label_names") or dataset.classes
+    classes = split.labels.unique().tolist()
+    return Evaluation(
+        accuracy=judged.accuracy,
+        interval=judged.interval,
+        loss=judged.mean_loss,
+        correct=int(judged.correct.sum()),
+        total=len(split),
+        split=spec,
+        per_class={
+            str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean())
+            for c in classes
+        },
+    )

@@ -1,0 +1,1 @@
+"""The only rooms that talk to the Hub. huggingface_hub is the only client."""

@@ -1,0 +1,135 @@
+"""`user/name@revision` or a folder -> a checkpoint on this disk.
+
+All files of a source come from one commit, and each is compared with the hash that the Hub states for it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import (
+    parse_hf_uri,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+)
+
+from hfmega.errors import HfmegaError
+from hfmega.folder import CARD, CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS
+from hfmega.hub.client import _pin
+from hfmega.hub.problems import CLIENT_ERRORS, explained
+from hfmega.models.config import read as read_config
+from hfmega.weights.checkpoint import Checkpoint, _from_folder, _license, sha256_of_weights
+
+
+def pull(source: str, token: str | None = None) -> Checkpoint:
+    """Bring a source to this disk: `user/name[@revision]`, `hf://user/name[@revision]` or a folder.
+
+    A Hub source is pinned to the commit that its revision means now; its weights are compared with the sha256 that
+    the Hub states for them, fetched again once, and refused if they still differ. Of weights in several files those
+    are fetched that their index names.
+    Raises HfmegaError for anything that cannot be had, is only a pickle, or has a config that cannot be read.
+    """
+    if _is_local(source):
+        return _from_folder(Path(source))
+    repo_id, revision = parse(source)
+    try:
+        return _from_hub(repo_id, revision, token)
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id, revision) from error
+
+
+def _is_local(source: str) -> bool:
+    """Whether a source is a folder, or is written like one."""
+    if source.startswith("hf://"):
+        return False
+    return Path(source).is_dir() or source.startswith((".", "/", "~")) or source.count("/") != 1
+
+
+def parse(source: str) -> tuple[str, str | None]:
+    """`user/name[@revision]` or `hf://user/name[@revision]` -> repository id, revision."""
+    try:
+        uri = parse_hf_uri(source if source.startswith("hf://") else f"hf://{source}")
+    except (HFValidationError, ValueError) as error:
+        raise HfmegaError(f"{source!r} is neither a folder nor a Hub id (user/name or user/name@revision).") from error
+    if uri.type != "model" or uri.path_in_repo:
+        raise HfmegaError(f"{source!r} is not a model repository: write user/name or user/name@revision.")
+    return uri.id, uri.revision
+
+
+def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoint:
+    remote = _pin(repo_id, revision, token)
+    config, shards = remote.fetch(CONFIG), remote.shards()
+    for name in shards or (WEIGHTS,):
+        remote.fetch(name)
+    card = remote.fetch_if_there(CARD)
+    stated_license = _license(card) if card else None
+    return Checkpoint(
+        repo_id,
+        repo_id,
+        remote.commit,
+        config.parent,
+        sha256_of_weights(config.parent, shards),
+        read_config(config, repo_id),
+        stated_license,
+        shards,
+    )
+
+
+def pull_merge(merge: str, token: str | None = None) -> Path:
+    """A folder with the lineage of a merge, and the tensors beside it where it has some: from this disk or the Hub.
+
+    Raises HfmegaError when it cannot be had.
+    """
+    if Path(merge).is_dir():
+        return Path(merge)
+    repo_id, revision = parse(merge)
+    try:
+        remote = _pin(repo_id, revision, token)
+        found = remote.fetch(LINEAGE)
+        for beside in (STATISTICS, RECIPE, CARD):
+            remote.fetch_if_there(beside)
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id, revision) from error
+    return found.parent
+
+
+def lineage_folder(checkpoint: Checkpoint, token: str | None = None) -> Path | None:
+    """A folder with the lineage of a checkpoint that is a merge of hfmega; None for any other checkpoint."""
+    if checkpoint.repo_id is None:
+        return checkpoint.folder if (checkpoint.folder / LINEAGE).is_file() else None
+    try:
+        remote = _pin(checkpoint.repo_id, checkpoint.revision, token)
+        found = remote.fetch_if_there(LINEAGE)
+        for beside in (STATISTICS, RECIPE) if found else ():
+            remote.fetch_if_there(beside)
+    except CLIENT_ERRORS as error:
+        raise explained(error, checkpoint.repo_id, checkpoint.revision) from error
+    return found.parent if found else None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A source before it is fetched: its config, and how many bytes of weights are not on this disk yet."""
+
+    checkpoint: Checkpoint
+    download_bytes: int
+
+
+def preview(source: str, token: str | None = None) -> Preview:
+    """What `pull` would bring: of a Hub source only the config is fetched, and the index of its weights if it has one.
+
+    Raises HfmegaError as `pull` does.
+
+    The sha256 of a Hub source is empty: its weights are not here.
+    """
+    if _is_local(source):
+        return Preview(_from_folder(Path(source)), 0)
+    repo_id, revision = parse(source)
+    try:
+        remote = _pin(repo_id, revision, token)
+        config, shards = remote.fetch(CONFIG), remote.shards()
+        missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id, revision) from error
+    checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_config(config, repo_id))
+    return Preview(checkpoint, missing)

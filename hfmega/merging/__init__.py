@@ -1,0 +1,1 @@
+"""Many checkpoints become one, and every decision on the way."""

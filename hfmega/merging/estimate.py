@@ -1,0 +1,153 @@
+"""What a run would cost: images counted from its plan, timed by a short probe of its network on this machine."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psutil
+import torch
+from torch import nn
+
+from hfmega.data.dataset import describe
+from hfmega.data.images import Split
+from hfmega.data.splits import SplitPlan, plan_splits
+from hfmega.evaluation.evaluator import Evaluator, any_images
+from hfmega.evaluation.processes import processes
+from hfmega.evaluation.race import most_images
+from hfmega.hub import pull
+from hfmega.merging.pairing import Node, plan
+from hfmega.merging.prepare import choose_dataset
+from hfmega.models.preprocessing import preprocessing_of
+from hfmega.models.timm_library import build
+from hfmega.settings import MergeSettings
+from hfmega.weights.sources import Sources
+
+PROBE_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The plan of a merge and its price. images: passes of one image through a network; bytes where it says so."""
+
+    nodes: tuple[Node, ...]
+    images: dict[str, int]
+    evaluations: int
+    images_seen: int
+    images_per_second: float
+    seconds: float
+    peak_bytes: int
+    download_bytes: int
+
+
+def estimate(settings: MergeSettings) -> Estimate:
+    """The cost of a merge without doing it: of a Hub source only its config is fetched.
+
+    Earlier merges among the sources are counted as one source each.
+    Raises HfmegaError where the merge would, as far as configs and the dataset's description tell.
+    """
+    previews = [pull.preview(source, settings.token) for source in settings.pulled]
+    checkpoints = [preview.checkpoint for preview in previews]
+    dataset, download = describe(
+        choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
+    )
+    rows = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
+    config = checkpoints[0].config
+    price = cost(settings, len(checkpoints), rows, has_statistics(config))
+    rate = evaluation_rate(config) * processes().num_processes
+    names = [checkpoint.name for checkpoint in checkpoints]
+    return Estimate(
+        nodes=tuple(
+            node
+            for level in plan(names[: len(settings.sources)], settings.tree if settings.searches else "flat")
+            for node in level
+        ),
+        images={purpose: len(r) for purpose, r in rows.rows.items()},
+        evaluations=price.evaluations,
+        images_seen=price.searching + price.showing,
+        images_per_second=rate,
+        seconds=(price.searching + price.showing) / rate,
+        peak_bytes=peak_bytes(config, len(checkpoints), sum(map(len, rows.rows.values()))),
+        download_bytes=download + sum(preview.download_bytes for preview in previews),
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a merge takes: evaluations of individuals by its searches, and images through a network, by purpose."""
+
+    evaluations: int
+    searching: int
+    showing: int
+
+
+def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: bool) -> Cost:
+    """statistics: whether the network has BatchNorm statistics."""
+    size = {purpose: len(r) for purpose, r in rows.rows.items()}
+    ga, merges = settings.search, 1 if settings.tree == "flat" else sources - 1
+    evaluations = merges * (ga.population + (ga.population - 1) * (ga.generations - 1))
+    if not settings.searches:
+        evaluations = 2 * sources if settings.method == "greedy-soup" else 1
+    calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
+    searching = evaluations * (size["search"] + calibration)
+    if settings.searches and not settings.exact:
+        first = most_images(ga.population, 0, size["search"], calibration, halving=False)
+        later = most_images(ga.population - 1, 1, size["search"], calibration)
+        searching = merges * (first + (ga.generations - 1) * later)
+    if settings.calibrate is None and statistics:
+        searching += (sources + 1) * (2 * size["search"] + calibration)
+    if (
+        size["confirm"] and settings.searches
+    ):  # the run-off: each source both ways, an average and two finds of each search
+        searching += (2 * sources + 3 * merges) * (size["search"] + size["confirm"] + calibration)
+    shown = sources * (2 if statistics else 1) + 1 + merges
+    return Cost(evaluations, searching, shown * (size["test"] + size["calibration"] // 2))
+
+
+def has_statistics(config: dict[str, Any]) -> bool:
+    """Whether the network has BatchNorm statistics."""
+    with torch.device("meta"):
+        model = build(config)
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def evaluation_rate(config: dict[str, Any]) -> float:
+    """Images per second through the network on this process's device, measured on random images."""
+    model = build(config)
+    sources = Sources([model.state_dict()], dict(model.named_parameters()), processes().device)
+    evaluator = Evaluator(config, sources, calibration=None)
+    images = any_images(config, 4 * evaluator.batch_size)
+    split = Split("probe", images, torch.zeros(len(images), dtype=torch.int64), "probe")
+    times = [evaluator.time(split)][1:]  # the first one is slower
+    while sum(times) < PROBE_SECONDS:
+        times.append(evaluator.time(split))
+    return len(times) * len(split) / sum(times)
+
+
+def peak_bytes(config: dict[str, Any], sources: int, images: int) -> int:
+    """Memory of this process after the probe, plus the sources, plus the images of all splits."""
+    with torch.device("meta"):
+        floats = sum(tensor.numel() for tensor in build(config).state_dict().values())
+    channels, height, width = preprocessing_of(config)["input_size"]
+    return int(psutil.Process().memory_info().rss + 4 * floats * (sources + 3) + images * channels * height * width)
+
+
+def described(found: Estimate) -> tuple[list[str], list[list[str]]]:
+    """The rows of the table that `--dry-run` prints."""
+    rows = [[node.name, " + ".join(node.inputs)] for node in found.nodes]
+    rows += [[f"{purpose} images", f"{count:,}"] for purpose, count in found.images.items() if count]
+    rows += [
+        ["evaluations", f"{found.evaluations:,}"],
+        ["images through the network", f"{found.images_seen:,}"],
+        ["images per second (probe)", f"{found.images_per_second:,.0f}"],
+        ["estimated time", spoken(found.seconds)],
+        ["peak memory", f"{found.peak_bytes / 1e9:.1f} GB"],
+        ["to download", f"{found.download_bytes / 1e6:,.1f} MB"],
+    ]
+    return ["plan", "value"], rows
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that fits."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,34 @@
+"""`hfmega evaluate`: on which images a checkpoint is evaluated."""
+
+from contextlib import suppress
+
+from hfmega.data.dataset import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
+from hfmega.errors import HfmegaError
+from hfmega.folder import LINEAGE
+from hfmega.hub import pull
+from hfmega.merging.replay import read_places
+from hfmega.report.lineage import read
+from hfmega.weights.checkpoint import Checkpoint
+
+
+def evaluation_target(
+    source: str,
+    dataset: str | None,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    token: str | None,
+) -> tuple[Checkpoint, Dataset, str]:
+    """A checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named."""
+    checkpoint = pull.pull(source, token)
+    folder = checkpoint.folder
+    made = None
+    with suppress(HfmegaError):
+        made = read(pull.pull_merge(source, token) / LINEAGE)
+    if dataset is None:
+        recorded = made.data.id if made else (checkpoint.record or {}).get("dataset", DEFAULT_DATASET)
+        dataset = read_places(folder).get("dataset", recorded) if made else recorded
+    opened = open_dataset(dataset, image_column, label_column, token)
+    if split is None:
+        split = made.data.splits["test"].slice if made and opened.id == made.data.id else evaluation_split(opened)
+    return checkpoint, opened, split

@@ -1,0 +1,154 @@
+"""`hfmega inspect`: whether merging will pay, seen on held-out images before an hour is spent. Test is not touched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfmega.data.dataset import open_dataset
+from hfmega.data.images import Split, load_split
+from hfmega.data.splits import plan_splits
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.answers import SIGNIFICANCE, Answers, compare
+from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.processes import processes
+from hfmega.hub import pull
+from hfmega.merging.gather import distinct
+from hfmega.merging.prepare import choose_dataset
+from hfmega.models.preprocessing import normalizer
+from hfmega.models.trace import spaces_of
+from hfmega.output import Output
+from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceReport, Walk
+from hfmega.search.recipe import Recipe, source_alone
+from hfmega.settings import MergeSettings
+from hfmega.weights import align
+from hfmega.weights.checkpoint import Checkpoint, load_weights
+from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.relation import relate
+from hfmega.weights.sources import mix
+
+
+def inspect(settings: MergeSettings, output: Output) -> Inspection:
+    """Look at the sources, the walks from the first to each other one, and their ensemble; advise in one sentence.
+
+    Raises HfmegaError when a source or the images cannot be had; sources that do not fit are an answer, not an error.
+    """
+    checkpoints = pull_each(settings)
+    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    try:
+        check_mergeable(checkpoints, states)
+    except HfmegaError as error:
+        return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
+    config, names = checkpoints[0].config, [checkpoint.name for checkpoint in checkpoints]
+    dataset = open_dataset(
+        choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
+    )
+    plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits)
+    load = partial(load_split, dataset, config=config)
+    images = load(plan.search_rows, name="search")
+    calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
+    output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
+    every = Evaluator(config, mix(checkpoints, states, processes().device), calibration)
+    ways = (False, True) if every.can_calibrate else (False,)
+    alone = {way: every.answers([source_alone(k, len(names), way) for k in range(len(names))], images) for way in ways}
+    best = max((judged for way in ways for judged in alone[way]), key=lambda judged: judged.accuracy)
+    look = Look(config, images, calibration, best)
+    found = Inspection(
+        compatible=True,
+        advice="",
+        sources=tuple(
+            SourceReport(name, alone[False][k].accuracy, alone[True][k].accuracy if every.can_calibrate else None)
+            for k, name in enumerate(names)
+        ),
+        pairs=tuple(
+            look.pair([checkpoints[0], other], [states[0], state])
+            for other, state in zip(checkpoints[1:], states[1:], strict=True)
+        ),
+        ensemble_accuracy=max(
+            every.ensemble([source_alone(k, len(names), way) for k in range(len(names))], images).accuracy
+            for way in ways
+        ),
+        split=plan.fitness,
+        images=len(images),
+        notes=(*plan.notes, *spaces_of(config).notes),
+    )
+    return replace(found, advice=advise(found, best))
+
+
+def pull_each(settings: MergeSettings) -> list[Checkpoint]:
+    """The sources on this disk, each with a name of its own; two with the same weights may come."""
+    found: list[Checkpoint] = []
+    for source in settings.sources:
+        checkpoint = pull.pull(source, settings.token)
+        name = distinct(checkpoint, [c.name for c in found])
+        taken = sum(c.name == name for c in found)
+        found.append(replace(checkpoint, name=f"{name}-{taken + 1}" if taken else name))
+    return found
+
+
+@dataclass(frozen=True)
+class Look:
+    """What every pair is looked at with. best: what the best single source says of the images."""
+
+    config: dict[str, Any]
+    images: Split
+    calibration: Split | None
+    best: Answers
+
+    def pair(self, checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> Pair:
+        """How alike two sources are before and after alignment, and the walks between them.
+
+        Matched by activations, which measured better on every pair; by weights without images.
+        """
+        images = normalizer(self.config, torch.device("cpu"))(self.calibration.images) if self.calibration else None
+        method: align.Method = "weights" if images is None else "activations"
+        alignment = align.align(method, self.config, states, images)
+        turned = align.apply(self.config, states, alignment.permutations)
+        prospects: dict[Walk, Prospect] = {}
+        ways: list[tuple[align.Method, Sequence[dict[str, Tensor]]]] = [("none", states), (method, turned)]
+        for way, ends in ways:
+            evaluator = Evaluator(self.config, mix(checkpoints, ends, processes().device), self.calibration)
+            for calibrated in (False, True) if evaluator.can_calibrate else (False,):
+                judged = evaluator.answers([Recipe((1.0 - a, a), calibrate=calibrated) for a in POINTS], self.images)
+                walk = Walk(way, calibrated, tuple(a.accuracy for a in judged), tuple(a.mean_loss for a in judged))
+                prospects[walk] = self.prospect(walk, judged)
+        return Pair(
+            checkpoints[0].name,
+            checkpoints[1].name,
+            relate(states[0], states[1]),
+            relate(states[0], turned[1]).cosine,
+            tuple(prospects),
+            max(prospects.values(), key=lambda prospect: prospect.gain),
+        )
+
+    def prospect(self, walk: Walk, judged: Sequence[Answers]) -> Prospect:
+        """The best point inside a walk against the best source (McNemar on the same images)."""
+        inside = range(1, len(POINTS) - 1)
+        point = max(inside, key=lambda k: judged[k].accuracy)
+        difference = compare(judged[point], self.best)
+        return Prospect(walk, POINTS[point], judged[point].accuracy, difference.gain, difference.p_value)
+
+
+def advise(found: Inspection, best: Answers) -> str:
+    """One sentence: which flags and which gain to expect, or that merging will not pay."""
+    if found.relation == "identical":
+        return "The weights are the same: there is nothing to merge."
+    pair = max(found.pairs, key=lambda pair: pair.prospect.gain)
+    seen, together = (
+        pair.prospect,
+        f"the ensemble reaches {found.ensemble_accuracy:.4f}, at {len(found.sources)} times the cost",
+    )
+    if seen.gain <= 0:
+        return (
+            f"Merging will not pay: the best source has {best.accuracy:.4f}, the best network between two of them "
+            f"{seen.accuracy:.4f}; {together}."
+        )
+    expected = "most of it" if seen.p_value < SIGNIFICANCE else "less, perhaps nothing,"
+    return (
+        f"Merge with `{seen.walk.flags}`: {seen.share:.0%} of the way from {pair.first} to {pair.second} accuracy is "
+        f"{seen.accuracy:.4f}, {100 * seen.gain:.2f} points over the best source; that point was chosen on these "
+        f"images, so expect {expected} on others; {together}."
+    )

@@ -1,0 +1,141 @@
+"""Everything before the search: sources on this disk, images in memory, a network on the device, all checks passed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from hfmega.data.dataset import DEFAULT_DATASET, Dataset, open_dataset
+from hfmega.data.images import Split, label_order, load_split, stratified
+from hfmega.data.splits import SplitPlan, plan_splits
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.processes import processes
+from hfmega.merging.gather import Member, gather
+from hfmega.models.preprocessing import normalizer
+from hfmega.output import Output
+from hfmega.settings import MergeSettings, recorded
+from hfmega.weights import align
+from hfmega.weights.checkpoint import Checkpoint, load_weights
+from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.relation import loosest, outlook
+from hfmega.weights.sources import mix
+
+
+@dataclass(frozen=True)
+class Job:
+    """A merge that has passed every check. checkpoints: the leaves, in the order of every recipe's coefficients."""
+
+    settings: MergeSettings
+    checkpoints: tuple[Checkpoint, ...]
+    members: tuple[Member, ...]
+    dataset: Dataset
+    plan: SplitPlan
+    search: Split
+    confirm: Split | None
+    calibration: Split | None
+    test: Split
+    evaluator: Evaluator
+    alignment: align.Alignment
+    notes: tuple[str, ...]
+
+    @property
+    def merged(self) -> tuple[Member, ...]:
+        """What is merged: every member but the base."""
+        return self.members[:-1] if self.settings.base else self.members
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Purpose to images, of those that there are."""
+        every = {"search": self.search, "confirm": self.confirm, "calibration": self.calibration, "test": self.test}
+        return {purpose: split for purpose, split in every.items() if split is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """What an unfinished run must share with this one to be its beginning."""
+        identity = [
+            recorded(self.settings),
+            [c.sha256 for c in self.checkpoints],
+            [[member.name, repr(member.recipe)] for member in self.members if member.inputs],
+            {p: s.fingerprint for p, s in self.splits.items()},
+        ]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(settings: MergeSettings, output: Output) -> Job:
+    """Pull the sources, check that they can be merged, choose and decode the images.
+
+    Raises HfmegaError for anything that stands in the way of a merge.
+    """
+    state = processes()
+    checkpoints, members, notes = gather(settings, output, state)
+    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    check_mergeable(checkpoints, states)
+    output.say(outlook(loosest(states)))
+    config = checkpoints[0].config
+    with state.main_process_first():
+        dataset = open_dataset(
+            choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
+        )
+    plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
+    splits = {purpose: load_split(dataset, rows, config, purpose) for purpose, rows in plan.rows.items() if len(rows)}
+    _, label_note = label_order(dataset.classes, config.get("label_names"))
+    alignment = aligned(settings, config, states, splits.get("calibration"))
+    notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]
+    for note in (*notes, *([plan.leak] if plan.leak else [])):
+        output.say(note)
+    output.say(f"{', '.join(f'{len(split):,} {purpose}' for purpose, split in splits.items())} images")
+    output.say(
+        f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
+    )
+    turned = align.apply(config, states, alignment.permutations)
+    evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
+    output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
+    output.detail(f"convolutions with the BatchNorm behind them folded in: {len(evaluator.folded or ())}")
+    if settings.calibrate and not evaluator.can_calibrate:
+        raise HfmegaError(
+            "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
+        )
+    return Job(
+        settings,
+        tuple(checkpoints),
+        tuple(members),
+        dataset,
+        plan,
+        stratified(splits["search"]),
+        splits.get("confirm"),
+        splits.get("calibration"),
+        splits["test"],
+        evaluator,
+        alignment,
+        tuple(notes),
+    )
+
+
+def aligned(
+    settings: MergeSettings, config: dict[str, Any], states: Sequence[dict[str, Tensor]], calibration: Split | None
+) -> align.Alignment:
+    """The permutations that `--align` asks for, the same in every process."""
+    pixels = calibration.images[: align.IMAGES] if calibration else None
+    images = normalizer(config, torch.device("cpu"))(pixels) if pixels is not None else None
+    found = [align.align(settings.align, config, states, images)]
+    if processes().num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def choose_dataset(settings: MergeSettings, checkpoints: list[Checkpoint]) -> str:
+    """The dataset that the user named, else the one that the sources' records agree on, else CIFAR-10."""
+    recorded_sets = {c.record["dataset"] for c in checkpoints if c.record}
+    if settings.dataset:
+        return settings.dataset
+    if len(recorded_sets) > 1:
+        raise HfmegaError(
+            f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset."
+        )
+    return recorded_sets.pop() if recorded_sets else DEFAULT_DATASET

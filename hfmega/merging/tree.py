@@ -1,0 +1,133 @@
+"""The searches of a tree of merges."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal
+
+from hfmega.evaluation.evaluator import Score
+from hfmega.evaluation.race import Race
+from hfmega.folder import WORK
+from hfmega.merging.learned import Learned
+from hfmega.merging.pairing import NODE_SEEDS, Node, batches, ordered, plan
+from hfmega.merging.prepare import Job
+from hfmega.merging.progress import Merged, Progress, resume, save, saved_progress
+from hfmega.merging.run_off import SOUP, calibration_pays, found_by, greedy_soup, run_off
+from hfmega.output import Output
+from hfmega.search import Searcher
+from hfmega.search.cma import CMAES
+from hfmega.search.ga import MeGA
+from hfmega.search.random import RandomSearch
+from hfmega.search.recipe import Recipe
+
+SEARCHERS: Final = {"mega": MeGA, "cmaes": CMAES, "random": RandomSearch}
+
+
+def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
+    """Do every merge of the tree that is not on disk yet; the last one is the result. job: with calibration decided.
+
+    A base is one more input of every search, and nothing else: coefficients of any sign lead away from it.
+    """
+    record = job.settings.output / WORK / "progress.json"
+    progress = saved_progress(record, job.evaluator)
+    calibrate = bool(job.settings.calibrate)
+    members = {member.name: replace(member.recipe, calibrate=calibrate) for member in job.merged}
+    base = [replace(member.recipe, calibrate=calibrate) for member in job.members[len(members) :]]
+    levels = plan(ordered(members, job.settings.order, job), job.settings.tree)
+    numbers = {node.name: number for number, node in enumerate(node for level in levels for node in level)}
+    for level in levels:
+        for batch in batches(level, job.settings.search.population, job.evaluator.state.num_processes):
+            known = members | {name: merged.chosen.recipe for name, merged in progress.done.items()}
+            todo = {
+                node: searcher_of(
+                    job,
+                    [*(replace(known[name], calibrate=calibrate) for name in node.inputs), *base],
+                    job.settings.seed + numbers[node.name] * NODE_SEEDS,
+                )
+                for node in batch
+            }
+            search(todo, job, progress, record, output)
+            for node, searcher in todo.items():
+                if node.name in progress.done:  # its scores are known again, as in a run that was not interrupted
+                    job.evaluator.scores([progress.done[node.name].chosen.recipe], job.search)
+                    continue
+                progress.done[node.name] = finished(node, searcher, job, known)
+                output.say(f"{node.name} of {' and '.join(node.inputs)}: {progress.done[node.name].chosen.name} stands")
+            save(progress, record, job.evaluator)
+    return [progress.done[name] for name in numbers], progress
+
+
+def searcher_of(job: Job, inputs: Sequence[Recipe], seed: int) -> Searcher:
+    """The search that the settings name, over some recipes."""
+    settings, sources = job.settings.search, job.evaluator.sources
+    if job.settings.method == "learned":
+        return Learned(inputs, settings, seed, job.evaluator, job.search)
+    return SEARCHERS[job.settings.method](inputs, settings, seed, sources.groups(settings.genome).count)
+
+
+def decided(job: Job, output: Output) -> Job:
+    """The job with its calibration settled: as asked, else what pays on the search images."""
+    if job.settings.calibrate is not None:
+        return job
+    calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
+    output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
+    return replace(job, settings=replace(job.settings, calibrate=calibrate))
+
+
+def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: Path, output: Output) -> None:
+    """Ask, evaluate, tell, record, until done. Scores on disk are told again instead of computed again.
+
+    Several searches go on side by side: their populations are one list for the processes to share.
+    """
+    evaluator = job.evaluator
+    for node, searcher in todo.items():
+        resume(node, searcher, job, progress, output)
+    population = job.settings.search.population
+    with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
+        bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
+        while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
+            before, started = evaluator.images_seen, time.perf_counter()
+            asked = {node: searcher.ask() for node, searcher in active.items()}
+            first = not any(searcher.history for searcher in active.values())
+            told = scores_of(list(asked.values()), job, first, bar.advance)
+            for (node, searcher), scores in zip(active.items(), told, strict=True):
+                searcher.tell(scores)
+                progress.scores.setdefault(node.name, []).append(scores)
+            images, seconds = evaluator.images_seen - before, time.perf_counter() - started
+            progress.forward_passes += images
+            progress.seconds += seconds
+            save(progress, record, evaluator)
+            for node, searcher in active.items():
+                newest, rate = searcher.history[-1], images / seconds
+                bar.line(
+                    f"{node.name}: generation {len(searcher.history)}/{searcher.generations}: best {newest.best:.4f}, "
+                    f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
+                    + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
+                )
+
+
+def scores_of(
+    populations: Sequence[Sequence[Recipe]], job: Job, first: bool, advance: Callable[[int], None] | None = None
+) -> list[list[Score]]:
+    """The scores of several populations, of searches that begin or go on: each a race, or with `exact` all images."""
+    if not job.settings.exact:
+        return job.evaluator.race(populations, job.search, rules(first, job.settings.search.fitness), advance)
+    job.evaluator.scores([recipe for population in populations for recipe in population], job.search, advance)
+    return [job.evaluator.scores(population, job.search) for population in populations]
+
+
+def rules(first: bool, fitness: Literal["accuracy", "loss"]) -> Race:
+    return Race(halving=not first, fitness=fitness)
+
+
+def finished(node: Node, searcher: Searcher, job: Job, known: Mapping[str, Recipe]) -> Merged:
+    """The run-off of one merge, and what came out. The greedy soup of all sources is in that of the last merge."""
+    below = {name: known[name] for name in node.below}
+    inputs = {name: known[name] for name in node.inputs if name not in node.below}
+    found = inputs | found_by(searcher)
+    if job.confirm and 2 < len(below) == len(job.merged):
+        found[SOUP] = greedy_soup(list(below.values()), job.evaluator, job.search)
+    chosen = run_off(found, job.evaluator, below, job.search, job.confirm)
+    fitness = job.evaluator.scores([chosen.recipe], job.search)[0].accuracy
+    return Merged(node.name, node.inputs, chosen, fitness, tuple(searcher.history))

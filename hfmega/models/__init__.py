@@ -1,0 +1,1 @@
+"""What a model library knows, and what is inside a network."""

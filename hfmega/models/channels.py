@@ -1,0 +1,122 @@
+"""Which channels of a network move together, and every axis that they index."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Permutations = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Elements [offset, offset + size of the space) along a dimension of a tensor of the state dict."""
+
+    tensor: str
+    dim: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """Channels that can be permuted, and every axis that must be permuted with them. nodes: where in the graph they are
+    an activation, as (name, dimension)."""
+
+    name: str
+    size: int
+    axes: tuple[Axis, ...]
+    nodes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """All spaces of a network in the order of its graph. notes: a sentence for each layer that cannot be permuted."""
+
+    spaces: tuple[Space, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """An activation whose dimension `dim` is a row of segments; each is a group of channels, by its number."""
+
+    dim: int
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the state dict as the graph sees it. dims: dimension of the graph's tensor to that of the file's."""
+
+    name: str
+    dims: dict[int, int]
+
+
+@dataclass
+class Groups:
+    """Groups of channels, by number: their sizes, the axes that they index, and which of them never move."""
+
+    sizes: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    frozen: set[int] = field(default_factory=set)
+    axes: dict[int, list[Axis]] = field(default_factory=dict)
+    nodes: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def group(self, size: int) -> int:
+        self.sizes.append(size)
+        self.parents.append(len(self.parents))
+        return len(self.parents) - 1
+
+    def fixed(self, size: int) -> tuple[int, ...]:
+        """A segment of channels that never move; none if there are none."""
+        if size == 0:
+            return ()
+        made = self.group(size)
+        self.frozen.add(made)
+        return (made,)
+
+    def root(self, group: int) -> int:
+        while self.parents[group] != group:
+            group = self.parents[group]
+        return group
+
+    def join(self, first: Channels, second: Channels) -> bool:
+        """Let two rows of segments move together; False if they are cut differently."""
+        if [self.sizes[s] for s in first.segments] != [self.sizes[s] for s in second.segments]:
+            return False
+        for a, b in zip(first.segments, second.segments, strict=True):
+            a, b = sorted((self.root(a), self.root(b)))
+            self.parents[b] = a
+            if b in self.frozen:
+                self.frozen.add(a)
+        return True
+
+    def freeze(self, *rows: Channels) -> None:
+        self.frozen |= {self.root(segment) for row in rows for segment in row.segments}
+
+    def attach(self, weight: Any, place: int, channels: Any) -> None:
+        """An axis of a tensor moves with these channels."""
+        if not isinstance(weight, Weight) or not isinstance(channels, Channels):
+            return
+        offset = 0
+        for segment in channels.segments:
+            self.axes.setdefault(segment, []).append(Axis(weight.name, weight.dims[place], offset))
+            offset += self.sizes[segment]
+
+    def spaces(self) -> Spaces:
+        """What was found: the spaces that may move, each with all its axes."""
+        axes: dict[int, dict[Axis, None]] = {}
+        nodes: dict[int, list[tuple[str, int]]] = {}
+        for group in range(len(self.parents)):
+            root = self.root(group)
+            axes.setdefault(root, {}).update(dict.fromkeys(self.axes.get(group, [])))
+            nodes.setdefault(root, []).extend(self.nodes.get(group, []))
+        frozen = {self.root(group) for group in self.frozen}
+        found = [
+            Space(next(iter(axes[root])).tensor, self.sizes[root], tuple(axes[root]), tuple(nodes[root]))
+            for root in axes
+            if root not in frozen and axes[root] and self.sizes[root] > 1
+        ]
+        return Spaces(tuple(found), tuple(dict.fromkeys(self.notes)))

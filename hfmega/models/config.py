@@ -1,0 +1,86 @@
+"""timm's `config.json` as it may come from anyone: read, brought to one layout, and checked before anything uses it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+from typing_extensions import Required, TypedDict
+
+from hfmega.errors import HfmegaError
+
+OPEN: Final = ConfigDict(extra="allow", strict=True)
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
+Size = Annotated[list[Side], Field(min_length=3, max_length=3)]
+Numbers = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Classes = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Pretrained(TypedDict, total=False):
+    """What hfmega and timm read of `pretrained_cfg`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    input_size: Size | None
+    test_input_size: Size | None
+    mean: Numbers | None
+    std: Numbers | None
+    interpolation: str | None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None
+    crop_mode: str | None
+    num_classes: Classes | None
+    label_names: list[str] | None
+
+
+class Arguments(TypedDict, total=False):
+    """What `models.build` passes on of `model_args`; it refuses all else by its name."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    num_classes: Classes
+    in_chans: Annotated[int, Field(ge=1, le=4)]
+    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
+    global_pool: str | None
+    drop_rate: Share
+    drop_path_rate: Share | None
+
+
+class Config(TypedDict, total=False):
+    """What hfmega reads of a `config.json`; all else travels along untouched."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    architecture: Required[str]
+    num_classes: Required[Classes]
+    label_names: list[str] | None
+    model_args: Arguments
+    pretrained_cfg: Pretrained
+
+
+_SCHEMA: Final = TypeAdapter(Config)
+
+
+def read(path: Path, where: str) -> dict[str, Any]:
+    """The config of a checkpoint, with `num_classes` and `label_names` at its top and a `pretrained_cfg`.
+
+    Raises HfmegaError for a file that cannot be read, or in which something has no sense.
+    """
+    try:
+        config = from_json(path.read_bytes())  # which takes no half of a surrogate pair, that no file can be written of
+    except (OSError, ValueError) as error:
+        raise HfmegaError(f"{path.name} of {where} cannot be read: {error}") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise HfmegaError(f"{path.name} of {where} is not a timm config: it names no architecture.")
+    if "pretrained_cfg" not in config:  # timm's older layout, one flat dictionary
+        config = {"architecture": config["architecture"], "pretrained_cfg": config}
+    nested = config["pretrained_cfg"]
+    for key in ("num_classes", "label_names"):
+        if key not in config and isinstance(nested, dict) and key in nested:
+            config[key] = nested[key]
+    if config.get("num_classes") is None:
+        raise HfmegaError(f"{path.name} of {where} does not say how many classes there are (num_classes).")
+    try:
+        _SCHEMA.validate_python(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise HfmegaError(f"{path.name} of {where} makes no sense: {first['msg']} (at {place}).") from error
+    return config

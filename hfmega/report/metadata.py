@@ -1,0 +1,89 @@
+"""The front matter of model cards."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hfmega.evaluation.checkpoint import Evaluation
+from hfmega.report.lineage import DataEntry, Lineage, SourceEntry
+
+TAGS: Final = ["image-classification", "timm"]
+# The identifiers that the Hub knows; it refuses a card with another one, so that such a license becomes `other`.
+LICENSE_IDS: Final = """
+afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0
+cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gemma
+gfdl gpl gpl-2.0 gpl-3.0 intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3
+llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown
+unlicense wtfpl zlib
+"""
+LICENSES: Final = frozenset(LICENSE_IDS.split())
+
+
+def merge_metadata(lineage: Lineage) -> ModelCardData:
+    """The front matter of a merge: where it comes from, and its accuracy on the test images."""
+    bases = list(dict.fromkeys(source.repo_id for source in lineage.sources if source.repo_id))
+    evaluation = EvalResult(
+        dataset_split=lineage.data.splits["test"].slice,
+        dataset_revision=lineage.data.revision,
+        **evaluated_on(lineage.data.id, lineage.result.accuracy),
+    )
+    return ModelCardData(
+        model_name=f"{lineage.architecture}.merged",
+        license=common_license(lineage.sources),
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=[*TAGS, "merge", "hfmega"],
+        base_model=bases or None,
+        base_model_relation="merge",
+        datasets=[lineage.data.id] if is_on_hub(lineage.data) else None,
+        metrics=["accuracy"],
+        eval_results=[evaluation],
+    )
+
+
+def source_metadata(config: dict[str, Any], held_out: Evaluation | None) -> ModelCardData:
+    """The front matter of a trained source. It states no license: that is for its owner to say."""
+    record = config["hfmega"]
+    evaluations = []
+    if held_out:
+        known = evaluated_on(record["dataset"], held_out.accuracy)
+        evaluations.append(EvalResult(dataset_split=held_out.split, **known))
+    return ModelCardData(
+        model_name=f"{config['architecture']}.s{record['seed']}",
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=[*TAGS, "hfmega"],
+        datasets=[record["dataset"]] if "/" in record["dataset"] else None,
+        metrics=["accuracy"],
+        eval_results=evaluations or None,
+    )
+
+
+def evaluated_on(dataset: str, accuracy: float) -> dict[str, Any]:
+    """The part of an evaluation result that every card shares. The type of a dataset must look like a Hub id."""
+    kind = re.sub(r"[^\w./-]+", "-", dataset, flags=re.ASCII).strip("-./")[:96] or "local"
+    return {
+        "task_type": "image-classification",
+        "task_name": "Image Classification",
+        "dataset_type": kind,
+        "dataset_name": dataset,
+        "metric_type": "accuracy",
+        "metric_name": "Accuracy",
+        "metric_value": accuracy,
+    }
+
+
+def is_on_hub(data: DataEntry) -> bool:
+    """Whether the dataset has a page on the Hub: `user/name`, or an old one without an owner, which has a commit."""
+    return "/" in data.id or data.revision is not None
+
+
+def common_license(sources: Sequence[SourceEntry]) -> str:
+    """The license that all sources state, if it is one that the Hub knows, else `other`."""
+    first, *rest = {source.license for source in sources}
+    return first if first in LICENSES and not rest else "other"

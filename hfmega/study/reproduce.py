@@ -1,0 +1,260 @@
+"""The paper's tables and figure as runs: sources trained, merged by each protocol, judged on the same test images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from hfmega.data.dataset import DEFAULT_DATASET, describe, open_dataset, rows_of
+from hfmega.data.splits import plan_splits
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.checkpoint import evaluate_checkpoint
+from hfmega.folder import WEIGHTS, other_settings
+from hfmega.hub import pull
+from hfmega.hub.client import exists
+from hfmega.merging.estimate import cost, evaluation_rate, has_statistics
+from hfmega.merging.merge import finished_merge, merge_all
+from hfmega.output import Output
+from hfmega.settings import PRESETS, MergeSettings, SplitRequest
+from hfmega.study import paper
+from hfmega.study.results import Run
+from hfmega.study.train import TrainSettings, make_record, scratch_config, train, training_rate
+
+Protocol = Literal["honest", "paper", "author"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("honest", "paper", "author")
+PRESET: Final = {"honest": "default", "paper": "paper", "author": "author"}
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """What to reproduce, and how much of it. searches: their seeds are 0, 1, ...; sources: a folder or a Hub prefix.
+
+    Raises HfmegaError for what makes no reproduction.
+    """
+
+    table: Literal["table1", "table2", "figure2"]
+    output: Path
+    networks: tuple[str, ...] = ()
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    seeds: tuple[int, ...] = ()
+    sources: str | None = None
+    dataset: str = DEFAULT_DATASET
+    train_split: str = "train[10%:]"
+    epochs: int = 50
+    searches: int = 3
+    population: int = 20
+    generations: int = 20
+    mutation_sigma: float | None = None
+    fitness_images: int | None = None
+    fine_tune_epochs: int = 10
+    bf16: bool = False
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.source_seeds) < 2:
+            raise HfmegaError("one source cannot be merged: name two or more seeds with --seeds.")
+        if self.searches < 1 or self.fine_tune_epochs < 0:
+            raise HfmegaError("there must be at least one search, and no negative number of epochs.")
+
+    @property
+    def source_seeds(self) -> tuple[int, ...]:
+        return self.seeds or paper.SEEDS[self.table]
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        return tuple(paper.ALIASES.get(name, name) for name in self.networks) or paper.NETWORKS[self.table]
+
+    @property
+    def kind(self) -> Literal["table1", "table2"]:
+        """Whose merges these are: Figure 2 shows the searches of Table 1."""
+        return "table2" if self.table == "table2" else "table1"
+
+    def fine_tunes(self, protocol: Protocol) -> bool:
+        """Whether the merges are fine-tuned: at the end of the author's eight-model program."""
+        return protocol == "author" and self.kind == "table2" and self.fine_tune_epochs > 0
+
+
+def reproduce(settings: ReproduceSettings, output: Output) -> list[Run]:
+    """Train what is missing, merge what is missing, one run for each network and protocol; what is on disk is kept.
+
+    Raises HfmegaError when a folder holds a run of other settings, and for anything that stops a training or a merge.
+    """
+    runs = []
+    for network in settings.architectures:
+        sources = [source(settings, network, seed, output) for seed in settings.source_seeds]
+        epochs = (pull.pull(sources[0], settings.token).record or {}).get("epochs")
+        for protocol in settings.protocols:
+            asked = searches(settings, network, protocol, sources)
+            output.say(f"{settings.kind}, {network}, protocol {protocol}: {len(asked)} searches")
+            made = merge_all(asked, output)
+            run = Run(network, protocol, epochs, tuple(made), tuple(one.output for one in asked))
+            runs.append(fine_tuned(settings, run, sources, output) if settings.fine_tunes(protocol) else run)
+    return runs
+
+
+def source(settings: ReproduceSettings, network: str, seed: int, output: Output) -> str:
+    """A source by its folder or Hub id: the one that was given, else one that is trained here, or was before."""
+    given, asked = given_source(settings, source_name(network, seed)), training(settings, network, seed)
+    if given is None and not is_trained(asked):
+        train(asked, output)
+    return given or str(asked.output)
+
+
+def source_name(network: str, seed: int) -> str:
+    """`resnet56-s44` for seed 44 of resnet56_cifar."""
+    return f"{network.removesuffix('_cifar')}-s{seed}"
+
+
+def given_source(settings: ReproduceSettings, name: str) -> str | None:
+    """A trained source of `--sources`: a folder below it, or a Hub repository whose id begins with it."""
+    given = settings.sources
+    if given is None:
+        return None
+    if Path(given).is_dir():
+        folder = Path(given) / name
+        return str(folder) if (folder / WEIGHTS).is_file() else None
+    repo_id = f"{given}{'' if '/' in given else '/'}{name}"
+    return repo_id if exists(repo_id, settings.token) else None
+
+
+def training(settings: ReproduceSettings, network: str, seed: int) -> TrainSettings:
+    """The paper's training of one source (section 4)."""
+    return TrainSettings(
+        network,
+        settings.output / "sources" / source_name(network, seed),
+        dataset=settings.dataset,
+        train_split=settings.train_split,
+        epochs=settings.epochs,
+        seed=seed,
+        image_size=paper.PIXELS,
+        bf16=settings.bf16,
+        token=settings.token,
+    )
+
+
+def is_trained(asked: TrainSettings) -> bool:
+    """Whether a training was finished before. Raises HfmegaError when it was one of other settings."""
+    if not (asked.output / WEIGHTS).is_file():
+        return False
+    record = pull.pull(str(asked.output)).record or {}
+    if [record.get(k) for k in ("epochs", "batch_size", "seed")] != [asked.epochs, asked.batch_size, asked.seed]:
+        raise other_settings(asked.output)
+    return True
+
+
+def searches(
+    settings: ReproduceSettings, network: str, protocol: Protocol, sources: Sequence[str]
+) -> list[MergeSettings]:
+    """The merges of one row. The author's eight-model program scores its population on the test set."""
+    preset, leaky = PRESETS[PRESET[protocol]], protocol == "author" and settings.kind == "table2"
+    sigma = preset.search.mutation_sigma if settings.mutation_sigma is None else settings.mutation_sigma
+    search = replace(
+        preset.search,
+        population=settings.population,
+        generations=settings.generations,
+        tournament=min(preset.search.tournament, settings.population),
+        mutation_sigma=preset.search.mutation_sigma if protocol == "honest" else sigma,
+    )
+    splits = SplitRequest(
+        fitness="test" if leaky else None,
+        fitness_images=settings.fitness_images,
+        test="test" if leaky else None,
+        confirm_share=preset.confirm_share,
+        allow_leak=leaky,
+    )
+    place = settings.output / "merges" / settings.kind / f"{network}-{protocol}"
+    return [
+        MergeSettings(
+            sources=tuple(sources),
+            output=place / f"search-{seed}",
+            dataset=settings.dataset,
+            splits=splits,
+            preset=PRESET[protocol],
+            search=search,
+            calibrate=preset.calibrate,
+            exact=preset.exact,
+            seed=seed,
+            token=settings.token,
+        )
+        for seed in range(settings.searches)
+    ]
+
+
+def fine_tuned(settings: ReproduceSettings, run: Run, sources: Sequence[str], output: Output) -> Run:
+    """The end of the author's eight-model program: epochs on the whole train split; and the same for the best source.
+
+    The best source is the one with the highest test accuracy, as the author's table would have it.
+    """
+    accuracies = [entry.accuracy for entry in run.merges[0].sources]
+    best = sources[accuracies.index(max(accuracies))]
+    alone = fine_tune(settings, run.network, best, "source", 0, output)
+    merged = [fine_tune(settings, run.network, str(f), f.name, seed, output) for seed, f in enumerate(run.folders)]
+    return replace(run, fine_tuned=tuple(merged), source_fine_tuned=alone)
+
+
+def fine_tune(settings: ReproduceSettings, network: str, start: str, name: str, seed: int, output: Output) -> float:
+    """The test accuracy of a checkpoint after the author's fine-tuning (Adam 0.01, batches of 128)."""
+    asked = replace(
+        training(settings, network, seed),
+        output=settings.output / "fine-tuned" / network / name,
+        init=start,
+        train_split="train",
+        epochs=settings.fine_tune_epochs,
+        batch_size=paper.FINE_TUNING_BATCH,
+    )
+    if not is_trained(asked):
+        train(asked, output)
+    dataset = open_dataset(settings.dataset, token=settings.token)
+    return evaluate_checkpoint(pull.pull(str(asked.output)), dataset, "test").accuracy
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What a network under all protocols would still cost on this machine, in seconds."""
+
+    network: str
+    training: float
+    merging: float
+    fine_tuning: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.merging + self.fine_tuning
+
+
+def estimate(settings: ReproduceSettings) -> list[Hours]:
+    """The time that is left, from images counted and short probes of each network; nothing is trained or merged."""
+    dataset, _ = describe(settings.dataset, token=settings.token)
+    found = []
+    for network in settings.architectures:
+        wanted = [training(settings, network, seed) for seed in settings.source_seeds]
+        names = [source_name(network, seed) for seed in settings.source_seeds]
+        given = [given_source(settings, name) for name in names]
+        missing = [asked for asked, place in zip(wanted, given, strict=True) if not place and not is_trained(asked)]
+        record = make_record(wanted[0], dataset)
+        config = {**scratch_config(wanted[0], len(dataset.classes) or 10), "hfmega": record}
+        images, everything = len(rows_of(dataset, settings.train_split)), len(rows_of(dataset, "train"))
+        trained = sum(asked.epochs * images for asked in missing)
+        rate = evaluation_rate(config)
+        merging = tuning = 0.0
+        for protocol in settings.protocols:
+            asked = searches(settings, network, protocol, names)
+            todo = [one for one in asked if finished_merge(one) is None]
+            if todo:
+                rows = plan_splits(dataset, [record] * len(names), todo[0].splits)
+                price = cost(todo[0], len(names), rows, has_statistics(config))
+                merging += (len(todo) * price.searching + price.showing) / rate
+            if settings.fine_tunes(protocol):
+                tuning += (len(asked) + 1) * settings.fine_tune_epochs * everything
+        slow = training_rate(config, wanted[0]) if trained or tuning else 1.0
+        found.append(Hours(network, trained / slow, merging, tuning / slow))
+    return found
+
+
+def hour_rows(hours: Sequence[Hours]) -> tuple[list[str], list[list[str]]]:
+    """The table that `--dry-run` prints."""
+    columns = ["network", "training", "merging", "fine-tuning", "hours"]
+    return columns, [
+        [h.network, *(f"{seconds / 3600:.2f}" for seconds in (h.training, h.merging, h.fine_tuning, h.total))]
+        for h in hours
+    ]

@@ -1,0 +1,158 @@
+"""Training a source checkpoint by the paper's protocol, so that a merge knows what it was trained on."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import timm
+import torch
+from timm.models._hub import save_config_for_hf
+from torch import Tensor
+
+from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
+from hfmega.data.images import load_split
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
+from hfmega.evaluation.evaluator import any_images
+from hfmega.evaluation.processes import processes
+from hfmega.folder import CONFIG, WEIGHTS, check_output, finish, open_run
+from hfmega.hub import pull
+from hfmega.merging.estimate import PROBE_SECONDS
+from hfmega.models.fit import Schedule, fit, seconds_per_step
+from hfmega.models.preprocessing import normalizer
+from hfmega.models.timm_library import build
+from hfmega.output import Output
+from hfmega.report import card
+from hfmega.weights.checkpoint import load_weights, save_weights
+
+STATE: Final = "training.pt"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """MeGA, section 4: 50 epochs of batches of 256, Adam at a constant 0.01, no augmentation, float32.
+
+    image_size: pixels of a side, which are then fed as pixels / 255; None: what timm says of the network.
+    decay, augment, compiled: see `Schedule`.
+    """
+
+    network: str
+    output: Path
+    dataset: str = "uoft-cs/cifar10"
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str = "train[10%:]"
+    epochs: int = 50
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    decay: Literal["constant", "cosine"] = "constant"
+    augment: bool = False
+    seed: int = 56
+    init: str | None = None
+    image_size: int | None = None
+    bf16: bool = False
+    compiled: bool | None = None
+    overwrite: bool = False
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise HfmegaError("epochs, batch size and learning rate must be positive.")
+        if self.bf16 and not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
+            raise HfmegaError("--bf16 needs a GPU that computes in bfloat16.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """What of this is the training loop's."""
+        return Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
+
+
+def train(settings: TrainSettings, output: Output) -> Evaluation | None:
+    """Train, or go on training, and write a checkpoint folder; returns how it does on the held-out images, if any.
+
+    A state is kept after every epoch; the same command again resumes from it to the same weights.
+    Raises HfmegaError for anything that stands in the way.
+    """
+    check_output(settings.output, WEIGHTS, settings.overwrite)
+    dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column, settings.token)
+    config, start = starting_point(settings, dataset)
+    record = make_record(settings, dataset)
+    images = load_split(dataset, rows_of(dataset, record["train_split"]), config, "train")
+    device = processes().device
+    output.say(
+        f"training {config['architecture']} on {record['train_split']} ({len(images):,} images), device {device.type}"
+    )
+    with open_run(settings.output, json.dumps([record, images.fingerprint]), settings.overwrite) as work:
+        model = build(config, settings.seed)
+        if start:
+            model.load_state_dict(start)
+        fit(model.to(device), images, normalizer(config, device), settings.schedule, work / STATE, output)
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        labels = list(config.get("label_names") or dataset.classes)
+        save_config_for_hf(
+            model,
+            str(settings.output / CONFIG),
+            model_config={"label_names": labels, "pretrained_cfg": {"tag": f"s{settings.seed}"}, "hfmega": record},
+        )
+        save_weights(state, settings.output / WEIGHTS)
+        checkpoint = pull.pull(str(settings.output))
+        held_out = (
+            evaluate_checkpoint(checkpoint, dataset, record["held_out_split"]) if record["held_out_split"] else None
+        )
+        card.write_source_card(checkpoint.config, held_out, settings.output)
+        finish(settings.output)
+    return held_out
+
+
+def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """The network's config, and the weights to start from: `--init`, or a source named in place of an architecture."""
+    init = settings.init or (None if timm.is_model(settings.network) else settings.network)
+    if init is None:
+        return scratch_config(settings, len(dataset.classes)), None
+    checkpoint = pull.pull(init, settings.token)
+    if settings.network not in (init, checkpoint.config["architecture"]):
+        raise HfmegaError(f"{init} is a {checkpoint.config['architecture']}, not a {settings.network}.")
+    return checkpoint.config, load_weights(checkpoint)
+
+
+def scratch_config(settings: TrainSettings, classes: int) -> dict[str, Any]:
+    """The config of a network that is trained from random weights."""
+    model: Any = build({"architecture": settings.network, "num_classes": classes})
+    pixels = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
+    sized = {"input_size": (3, settings.image_size, settings.image_size), **pixels} if settings.image_size else {}
+    return {
+        "architecture": settings.network,
+        "num_classes": classes,
+        "pretrained_cfg": {**model.pretrained_cfg, **sized},
+    }
+
+
+def make_record(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
+    """What a later merge must know of this training: above all which images it saw, and which it did not."""
+    rows = np.unique(rows_of(dataset, settings.train_split))
+    first_split = spell(dataset, rows).split("+")[0].split("[")[0]
+    held_out = np.setdiff1d(rows_of(dataset, first_split), rows)
+    dataset_id = settings.dataset if dataset.revision else dataset.id
+    return {
+        "dataset": dataset_id,
+        "train_split": spell(dataset, rows),
+        "held_out_split": spell(dataset, held_out) or None,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "optimizer": "adam",
+        **({"decay": settings.decay} if settings.decay != "constant" else {}),
+        **({"augment": True} if settings.augment else {}),
+        "init": pull.pull(settings.init, settings.token).sha256 if settings.init else None,
+    }
+
+
+def training_rate(config: dict[str, Any], settings: TrainSettings) -> float:
+    """Images per second of training on this process's device, measured on random images."""
+    device = processes().device
+    model = build(config).to(device).to(memory_format=torch.channels_last)
+    images = normalizer(config, device)(any_images(config, settings.batch_size).to(device))
+    return settings.batch_size / seconds_per_step(model, images, settings.schedule, at_least=PROBE_SECONDS)

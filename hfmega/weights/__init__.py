@@ -1,0 +1,1 @@
+"""Tensors: from files, and from a recipe, bit for bit."""

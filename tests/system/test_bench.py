@@ -1,0 +1,81 @@
+"""`make bench` in small: the rows of its table are the same search, and count what they say they count."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.places import ROOT
+
+from hfmega.output import Output
+
+pytestmark = pytest.mark.system
+
+POPULATION, GENERATIONS = 4, 2
+
+Rows = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_sources: tuple[Path, Path]) -> tuple[Rows, Path]:
+    """Way of searching to what was measured (in this process, to save time), and the folder of the results."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import measure
+        import speed
+
+        folder, found = tmp_path_factory.mktemp("bench"), Rows()
+
+        def here(asked: dict[str, Any]) -> dict[str, Any]:
+            found[asked["way"]] = measure.measure(measure.Ask(**asked))
+            return found[asked["way"]]
+
+        numbers = f"--population {POPULATION} --generations {GENERATIONS} --images 150 --threads 1".split()
+        asked = ["--pair", *map(str, tiny_sources), "--dataset", "digits", "-o", str(folder), *numbers]
+        options = speed.parser().parse_args([*asked, "--only", "rows", "--blocks", "calibrate"])
+        speed.run(options, Output(muted=True), here)
+        again = speed.parser().parse_args([*asked, "--only", "rows", "--blocks", "calibrate"])
+        speed.run(again, Output(muted=True), lambda _: pytest.fail("what is measured was measured again"))
+    return found, folder / "results"
+
+
+def test_every_row_scores_as_many_populations_and_has_accuracies(bench: tuple[Rows, Path]) -> None:
+    rows, _ = bench
+    assert list(rows) == ["default", "exact", "plain", "torchga", "bare"]
+    assert {row["generations"] for row in rows.values()} == {GENERATIONS}
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 0 for row in rows.values())
+    assert all(0.05 < row["fitness"] <= 1 and 0.05 < row["test"] <= 1 for row in rows.values())
+
+
+def test_exact_scores_and_both_baselines_pass_the_same_number_of_images(bench: tuple[Rows, Path]) -> None:
+    """All score the first population, and of later ones all but the elite."""
+    rows, _ = bench
+    individuals = POPULATION + (GENERATIONS - 1) * (POPULATION - 1)
+    assert [rows[way]["individuals"] for way in ("exact", "plain", "torchga", "bare")] == [individuals] * 4
+    assert len({rows[way]["images"] for way in ("exact", "plain", "torchga", "bare")}) == 1
+    assert rows["default"]["images"] <= rows["exact"]["images"]
+
+
+def test_all_ways_start_from_one_population(bench: tuple[Rows, Path]) -> None:
+    """Its best is as good whoever scores it, and no search ends below it."""
+    rows, _ = bench
+    assert min(rows[way]["fitness"] for way in ("exact", "plain", "torchga")) >= rows["bare"]["fitness"]
+
+
+def test_the_page_names_sources_and_no_place_of_this_machine(bench: tuple[Rows, Path]) -> None:
+    _, results = bench
+    page, numbers = ((results / name).read_text() for name in ("README.md", "results.json"))
+    assert "s1 and s2 on digits" in page
+    assert all(f"\n| {way} | " in page for way in ("hfmega", "hfmega --exact", "plain PyTorch", "PyGAD (torchga)"))
+    assert str(results.parent.parent) not in page + numbers
+
+
+def test_the_projection_never_does_better_than_one_individual_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    projection = __import__("projection")
+    costs = projection.Costs(materializing=0.1, calibrating=0.0, scoring=0.001, deciding=0.0, gathering=0.0)
+    rungs = projection.raced(11, images=900, calibration=0)
+    assert [(rung.individuals, rung.images) for rung in rungs] == [(11, 300), (3, 600)]
+    alone, three, many = (projection.generation(rungs, costs, workers) for workers in (1, 3, 64))
+    assert alone == pytest.approx(11 * 0.4 + 3 * 0.7)
+    assert three == pytest.approx(4 * 0.4 + 1 * 0.7)
+    assert many == pytest.approx(0.4 + 0.7)
