@@ -139,7 +139,6 @@ class MergeSettings:
     control: bool = False
     seed: int = 0
     overwrite: bool = False
-    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.sources) < 2:

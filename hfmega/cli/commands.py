@@ -12,7 +12,15 @@ from typing import Any
 import click
 
 from hfmega import __version__
-from hfmega.cli.options import common_options, data_options, merge_options, push_options, reproduce_options, run_options
+from hfmega.cli.options import (
+    common_options,
+    data_options,
+    merge_options,
+    push_options,
+    reproduce_options,
+    run_options,
+    token_option,
+)
 from hfmega.errors import HfmegaError
 
 
@@ -110,7 +118,7 @@ def train(network: str, **flags: Any) -> None:
 @data_options
 @click.option("--split", metavar="S", help="Images (default: those that a merge was reported on, else the test split).")
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option("--token", metavar="T", help="Hub token.")
+@token_option
 @common_options
 def evaluate(source: str, **flags: Any) -> None:
     """Accuracy with a 95 % interval, loss, and accuracy per class of one checkpoint."""
@@ -120,7 +128,7 @@ def evaluate(source: str, **flags: Any) -> None:
 
     output = open_output(flags)
     checkpoint, dataset, split = evaluation_target(
-        source, flags["dataset"], flags["split"], flags["image_column"], flags["label_column"], flags["token"]
+        source, flags["dataset"], flags["split"], flags["image_column"], flags["label_column"]
     )
     found = evaluate_checkpoint(checkpoint, dataset, split)
     output.table(f"{source} on {split}", ["class", "accuracy"], [[c, f"{a:.4f}"] for c, a in found.per_class.items()])
@@ -142,7 +150,7 @@ def evaluate(source: str, **flags: Any) -> None:
 )
 @click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option("--token", metavar="T", help="Hub token.")
+@token_option
 @common_options
 def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     """Compatibility, relation, the paths between the sources, their ensemble, and advice: to merge or not, and how."""
@@ -169,14 +177,14 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
 @click.argument("source", metavar="DIR|ID")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Keep the rebuilt weights here.")
-@click.option("--token", metavar="T", help="Hub token.")
+@token_option
 @common_options
 def replay(source: str, sources: Path | None, **flags: Any) -> None:
     """Rebuild a merge from its lineage and its pinned sources, and compare the sha256; exit 0 only when equal."""
     from hfmega.merging.replay import replay as run_replay
 
     output = open_output(flags)
-    found = run_replay(source, sources, flags["output"], flags["token"])
+    found = run_replay(source, sources, flags["output"])
     output.say(f"rebuilt {found.sha256}\nlineage {found.expected}\n{'equal' if found.equal else 'DIFFERENT'}")
     output.result(found.sha256, {"sha256": found.sha256, "expected": found.expected, "equal": found.equal})
     sys.exit(0 if found.equal else 1)
@@ -187,7 +195,7 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
 @click.option("--dataset", metavar="ID|FOLDER|digits", help="Where the images are [as the lineage says].")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option("--token", metavar="T", help="Hub token.")
+@token_option
 @common_options
 def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any) -> None:
     """Replay a merge, compare every tensor, evaluate again, hold card against lineage; exit 0 only if all holds."""
@@ -195,7 +203,7 @@ def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any)
     from hfmega.merging import verify as proof
 
     output, checks = open_output(flags), []
-    for check in proof.verify(source, dataset, sources, flags["token"]):
+    for check in proof.verify(source, dataset, sources):
         output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
         checks.append(check)
     verified = all(check.ok for check in checks)
@@ -260,7 +268,7 @@ def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
 
     if repo_id is None:
         return None
-    return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"], flags["token"])
+    return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"])
 
 
 def publish(folder: Path, target: Any, output: Any) -> str:

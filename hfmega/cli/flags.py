@@ -8,7 +8,7 @@ from hfmega.errors import HfmegaError
 from hfmega.settings import PRESETS, GASettings, MergeSettings, SplitRequest
 from hfmega.study.reproduce import ReproduceSettings
 
-DATA: Final = ("dataset", "image_column", "label_column", "token")
+DATA: Final = ("dataset", "image_column", "label_column")
 
 
 def merge_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSettings:

@@ -1,5 +1,6 @@
 """The options of the commands, as decorators."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,6 +36,20 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def into_environment(_: click.Context, __: click.Parameter, token: str | None) -> None:
+    """The Hub client reads its token there, and so do the processes that a command starts."""
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+
+
+token_option = click.option(
+    "--token",
+    metavar="T",
+    expose_value=False,
+    is_eager=True,
+    callback=into_environment,
+    help="Hub token (default: HF_TOKEN, or that of `hf auth login`).",
+)
 data_options = stack(
     click.option(
         "--dataset", metavar="ID|FOLDER|digits", help="Dataset on the Hub, local folder, or the embedded digits."
@@ -46,7 +61,7 @@ push_options = stack(
     click.option("--private", is_flag=True, help="Make the repository private if it is new."),
     click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
     click.option("--commit-message", metavar="M", help="Title of the commit."),
-    click.option("--token", metavar="T", help="Hub token (default: HF_TOKEN, or that of `hf auth login`)."),
+    token_option,
 )
 common_options = stack(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
@@ -180,6 +195,6 @@ reproduce_options = stack(
     click.option("--bf16", is_flag=True, help="Train in bfloat16 autocast, on GPUs that have it."),
     click.option("--dry-run", is_flag=True, help="Print the hours that are left on this machine, and stop."),
     click.option("--cpu", is_flag=True, help="Do not use a GPU."),
-    click.option("--token", metavar="T", help="Hub token."),
+    token_option,
     common_options,
 )

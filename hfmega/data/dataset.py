@@ -43,9 +43,7 @@ class Dataset:
         return {name: len(split) for name, split in self.splits.items()}
 
 
-def open_dataset(
-    name: str, image_column: str | None = None, label_column: str | None = None, token: str | None = None
-) -> Dataset:
+def open_dataset(name: str, image_column: str | None = None, label_column: str | None = None) -> Dataset:
     """Open a Hub dataset (pinned to the commit it is at now), a local folder, or the embedded `digits`.
 
     Raises HfmegaError when it cannot be read, or when it has no image or no label column.
@@ -58,8 +56,8 @@ def open_dataset(
         splits = _load(datasets.load_dataset, name, str(Path(name).resolve()))
         name = name_of(Path(name))
     else:
-        revision = dataset_revision(name, token)
-        splits = _load(datasets.load_dataset, name, name, revision=revision, token=token)
+        revision = dataset_revision(name)
+        splits = _load(datasets.load_dataset, name, name, revision=revision)
     features = next(iter(splits.values())).features
     image = _column(name, features, datasets.Image, "image", image_column)
     label = _column(name, features, datasets.ClassLabel, "label", label_column)
@@ -67,19 +65,17 @@ def open_dataset(
     return Dataset(name, revision, splits, image, label, classes)
 
 
-def describe(
-    name: str, image_column: str | None = None, label_column: str | None = None, token: str | None = None
-) -> tuple[Dataset, int]:
+def describe(name: str, image_column: str | None = None, label_column: str | None = None) -> tuple[Dataset, int]:
     """A dataset with the bytes that opening it would download. One that is not on this disk has row numbers only.
 
     Raises HfmegaError when it cannot be read.
     """
     if name == "digits" or Path(name).is_dir():
-        return open_dataset(name, image_column, label_column, token), 0
-    revision = dataset_revision(name, token)
-    builder = _load(datasets.load_dataset_builder, name, name, revision=revision, token=token)
+        return open_dataset(name, image_column, label_column), 0
+    revision = dataset_revision(name)
+    builder = _load(datasets.load_dataset_builder, name, name, revision=revision)
     if Path(builder.cache_dir).is_dir() or not builder.info.splits:
-        return open_dataset(name, image_column, label_column, token), 0
+        return open_dataset(name, image_column, label_column), 0
     lengths = {split: info.num_examples for split, info in builder.info.splits.items()}
     rows = {split: datasets.Dataset.from_dict({"row": range(count)}) for split, count in lengths.items()}
     described = Dataset(name, revision, datasets.DatasetDict(rows), "", "", ())

@@ -2,7 +2,7 @@
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,6 @@ class Remote:
     repo_id: str
     commit: str
     stated: Stated
-    token: str | None = field(default=None, repr=False)
 
     def fetch(self, name: str) -> Path:
         """One file on this disk. The client does not check what came: a damaged file is fetched again, then refused."""
@@ -50,7 +49,6 @@ class Remote:
                     self.repo_id,
                     name,
                     revision=self.commit,
-                    token=self.token,
                     force_download=again,
                 )
             )
@@ -61,7 +59,7 @@ class Remote:
 
     def missing_bytes(self, name: str) -> int:
         """How much of a file is not on this disk yet."""
-        file = steady(hf_hub_download, self.repo_id, name, revision=self.commit, token=self.token, dry_run=True)
+        file = steady(hf_hub_download, self.repo_id, name, revision=self.commit, dry_run=True)
         assert isinstance(file, DryRunFileInfo)
         return (file.file_size or 0) if file.will_download else 0
 
@@ -97,39 +95,39 @@ def stated_of(info: ModelInfo) -> Stated:
     return {name: hash_ for name, hash_ in found.items() if hash_}
 
 
-def exists(repo_id: str, token: str | None = None) -> bool:
+def exists(repo_id: str) -> bool:
     """Whether there is such a repository that the user may read."""
     try:
-        return bool(steady(api(token).repo_exists, repo_id))
+        return bool(steady(api().repo_exists, repo_id))
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id) from error
 
 
-def _pin(repo_id: str, revision: str | None, token: str | None) -> Remote:
+def _pin(repo_id: str, revision: str | None) -> Remote:
     """The commit that a revision means now, with what is stated of its files: the cache calls them by their hashes."""
     if constants.HF_HUB_OFFLINE:
         snapshot = Path(hf_hub_download(repo_id, CONFIG, revision=revision)).parent
-        return Remote(repo_id, snapshot.name, {p.name: p.resolve().name for p in snapshot.iterdir()}, token)
-    client = api(token)
+        return Remote(repo_id, snapshot.name, {p.name: p.resolve().name for p in snapshot.iterdir()})
+    client = api()
     info = steady(client.model_info, repo_id, revision=revision, files_metadata=True)
     _require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
     # Asked for by its name, so that offline the cache knows what the name meant; all else comes from this commit.
-    commit = Path(steady(hf_hub_download, repo_id, CONFIG, revision=revision, token=token)).parent.name
+    commit = Path(steady(hf_hub_download, repo_id, CONFIG, revision=revision)).parent.name
     if commit != info.sha:
         info = steady(client.model_info, repo_id, revision=commit, files_metadata=True)
-    return Remote(repo_id, commit, stated_of(info), token)
+    return Remote(repo_id, commit, stated_of(info))
 
 
-def api(token: str | None = None) -> HfApi:
+def api() -> HfApi:
     """The client, under our name. Without a token it uses the user's (`hf auth login`, HF_TOKEN)."""
-    return HfApi(token=token, library_name="hfmega", library_version=__version__)
+    return HfApi(library_name="hfmega", library_version=__version__)
 
 
-def dataset_revision(dataset: str, token: str | None = None) -> str | None:
+def dataset_revision(dataset: str) -> str | None:
     """The commit that a Hub dataset is at now; None when offline."""
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        return str(steady(api(token).dataset_info, dataset).sha)
+        return str(steady(api().dataset_info, dataset).sha)
     except CLIENT_ERRORS as error:
         raise explained(error, f"dataset {dataset}") from error

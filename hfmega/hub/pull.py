@@ -21,7 +21,7 @@ from hfmega.models.config import read as read_config
 from hfmega.weights.checkpoint import Checkpoint, _from_folder, _license, sha256_of_weights
 
 
-def pull(source: str, token: str | None = None) -> Checkpoint:
+def pull(source: str) -> Checkpoint:
     """Bring a source to this disk: `user/name[@revision]`, `hf://user/name[@revision]` or a folder.
 
     A Hub source is pinned to the commit that its revision means now; its weights are compared with the sha256 that
@@ -33,7 +33,7 @@ def pull(source: str, token: str | None = None) -> Checkpoint:
         return _from_folder(Path(source))
     repo_id, revision = parse(source)
     try:
-        return _from_hub(repo_id, revision, token)
+        return _from_hub(repo_id, revision)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
 
@@ -56,8 +56,8 @@ def parse(source: str) -> tuple[str, str | None]:
     return uri.id, uri.revision
 
 
-def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoint:
-    remote = _pin(repo_id, revision, token)
+def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
+    remote = _pin(repo_id, revision)
     config, shards = remote.fetch(CONFIG), remote.shards()
     for name in shards or (WEIGHTS,):
         remote.fetch(name)
@@ -75,7 +75,7 @@ def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Checkpoi
     )
 
 
-def pull_merge(merge: str, token: str | None = None) -> Path:
+def pull_merge(merge: str) -> Path:
     """A folder with the lineage of a merge, and the tensors beside it where it has some: from this disk or the Hub.
 
     Raises HfmegaError when it cannot be had.
@@ -84,7 +84,7 @@ def pull_merge(merge: str, token: str | None = None) -> Path:
         return Path(merge)
     repo_id, revision = parse(merge)
     try:
-        remote = _pin(repo_id, revision, token)
+        remote = _pin(repo_id, revision)
         found = remote.fetch(LINEAGE)
         for beside in (STATISTICS, RECIPE, CARD):
             remote.fetch_if_there(beside)
@@ -93,12 +93,12 @@ def pull_merge(merge: str, token: str | None = None) -> Path:
     return found.parent
 
 
-def lineage_folder(checkpoint: Checkpoint, token: str | None = None) -> Path | None:
+def lineage_folder(checkpoint: Checkpoint) -> Path | None:
     """A folder with the lineage of a checkpoint that is a merge of hfmega; None for any other checkpoint."""
     if checkpoint.repo_id is None:
         return checkpoint.folder if (checkpoint.folder / LINEAGE).is_file() else None
     try:
-        remote = _pin(checkpoint.repo_id, checkpoint.revision, token)
+        remote = _pin(checkpoint.repo_id, checkpoint.revision)
         found = remote.fetch_if_there(LINEAGE)
         for beside in (STATISTICS, RECIPE) if found else ():
             remote.fetch_if_there(beside)
@@ -115,7 +115,7 @@ class Preview:
     download_bytes: int
 
 
-def preview(source: str, token: str | None = None) -> Preview:
+def preview(source: str) -> Preview:
     """What `pull` would bring: of a Hub source only the config is fetched, and the index of its weights if it has one.
 
     Raises HfmegaError as `pull` does.
@@ -126,7 +126,7 @@ def preview(source: str, token: str | None = None) -> Preview:
         return Preview(_from_folder(Path(source)), 0)
     repo_id, revision = parse(source)
     try:
-        remote = _pin(repo_id, revision, token)
+        remote = _pin(repo_id, revision)
         config, shards = remote.fetch(CONFIG), remote.shards()
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:

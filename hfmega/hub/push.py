@@ -1,7 +1,7 @@
 """A finished folder -> a repository on the Hub: one commit, made once, or nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -22,7 +22,6 @@ class Push:
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Before:
 def check_login(target: Push) -> None:
     """Raises HfmegaError before the long work rather than after it, when nobody is logged in to publish its result."""
     try:
-        steady(api(target.token).whoami)
+        steady(api().whoami)
     except CLIENT_ERRORS as error:
         raise HfmegaError(
             f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}"
@@ -55,7 +54,7 @@ def push(folder: Path, target: Push) -> str:
         raise HfmegaError(f"{folder} has no {WEIGHTS}: only a finished folder can be published.")
     files = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    client = api(target.token)
+    client = api()
     try:
         steady(client.create_repo, target.repo_id, private=target.private or None, exist_ok=True)
         before = look(client, target)

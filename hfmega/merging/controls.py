@@ -115,7 +115,7 @@ def train(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[
         schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
         device = job.evaluator.state.device
         fit(
-            model.to(device), job.search, normalizer(config, device), schedule, Path(scratch) / "state",
+            model.to(device), job.search.images, job.search.labels, normalizer(config, device), schedule, Path(scratch) / "state",
             Output(muted=True),
         )  # fmt: skip
     return {tensor_name: tensor.detach().cpu() for tensor_name, tensor in model.state_dict().items()}

@@ -44,11 +44,9 @@ def estimate(settings: MergeSettings) -> Estimate:
     Earlier merges among the sources are counted as one source each.
     Raises HfmegaError where the merge would, as far as configs and the dataset's description tell.
     """
-    previews = [pull.preview(source, settings.token) for source in settings.pulled]
+    previews = [pull.preview(source) for source in settings.pulled]
     checkpoints = [preview.checkpoint for preview in previews]
-    dataset, download = describe(
-        choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
-    )
+    dataset, download = describe(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     rows = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
     config = checkpoints[0].config
     price = cost(settings, len(checkpoints), rows, has_statistics(config))

@@ -17,18 +17,17 @@ def evaluation_target(
     split: str | None,
     image_column: str | None,
     label_column: str | None,
-    token: str | None,
 ) -> tuple[Checkpoint, Dataset, str]:
     """A checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named."""
-    checkpoint = pull.pull(source, token)
+    checkpoint = pull.pull(source)
     folder = checkpoint.folder
     made = None
     with suppress(HfmegaError):
-        made = read(pull.pull_merge(source, token) / LINEAGE)
+        made = read(pull.pull_merge(source) / LINEAGE)
     if dataset is None:
         recorded = made.data.id if made else (checkpoint.record or {}).get("dataset", DEFAULT_DATASET)
         dataset = read_places(folder).get("dataset", recorded) if made else recorded
-    opened = open_dataset(dataset, image_column, label_column, token)
+    opened = open_dataset(dataset, image_column, label_column)
     if split is None:
         split = made.data.splits["test"].slice if made and opened.id == made.data.id else evaluation_split(opened)
     return checkpoint, opened, split

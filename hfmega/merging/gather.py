@@ -48,7 +48,7 @@ def gather(
     for found in pulled:
         with state.main_process_first():
             try:
-                recipe, below = expand(found, settings.token) if settings.searches else (Recipe((1.0,)), [found])
+                recipe, below = expand(found) if settings.searches else (Recipe((1.0,)), [found])
             except HfmegaError as error:
                 notes.append(f"{found.name} is a merge whose sources cannot be had, so it is taken as it is: {error}")
                 recipe, below = Recipe((1.0,)), [found]
@@ -75,19 +75,19 @@ def spread(recipe: Recipe, hashes: Sequence[str], leaves: Sequence[str]) -> Reci
     return replace(recipe, coefficients=coefficients, offsets=tuple(table.ravel().tolist()))
 
 
-def expand(found: Checkpoint, token: str | None) -> tuple[Recipe, list[Checkpoint]]:
+def expand(found: Checkpoint) -> tuple[Recipe, list[Checkpoint]]:
     """The recipe of a source and the leaves that it is over: of a merge its own, of anything else itself.
 
     Weights that are no longer those of their lineage are a leaf; so is a merge of aligned sources or with re-estimated
     statistics, which its recipe cannot say.
     """
-    folder = pull.lineage_folder(found, token)
+    folder = pull.lineage_folder(found)
     if folder is None:
         return Recipe((1.0,)), [found]
     made = lineage.read(folder / LINEAGE)
     if made.recipe.calibrate or made.aligned or made.result.sha256 != found.sha256:
         return Recipe((1.0,)), [found]
-    return made.recipe, [find_source(entry, folder, None, token) for entry in made.sources]
+    return made.recipe, [find_source(entry, folder, None) for entry in made.sources]
 
 
 def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> list[Checkpoint]:
@@ -96,7 +96,7 @@ def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> li
     for source in settings.pulled:
         output.say(f"pulling {source}")
         with state.main_process_first():
-            found = pull.pull(source, settings.token)
+            found = pull.pull(source)
         if found.sha256 in (c.sha256 for c in checkpoints):
             raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
         checkpoints.append(replace(found, name=distinct(found, [c.name for c in checkpoints])))

@@ -43,9 +43,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     except HfmegaError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
     config, names = checkpoints[0].config, [checkpoint.name for checkpoint in checkpoints]
-    dataset = open_dataset(
-        choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
-    )
+    dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits)
     load = partial(load_split, dataset, config=config)
     images = load(plan.search_rows, name="search")
@@ -82,7 +80,7 @@ def pull_each(settings: MergeSettings) -> list[Checkpoint]:
     """The sources on this disk, each with a name of its own; two with the same weights may come."""
     found: list[Checkpoint] = []
     for source in settings.sources:
-        checkpoint = pull.pull(source, settings.token)
+        checkpoint = pull.pull(source)
         name = distinct(checkpoint, [c.name for c in found])
         taken = sum(c.name == name for c in found)
         found.append(replace(checkpoint, name=f"{name}-{taken + 1}" if taken else name))

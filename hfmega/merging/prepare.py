@@ -79,9 +79,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.say(outlook(loosest(states)))
     config = checkpoints[0].config
     with state.main_process_first():
-        dataset = open_dataset(
-            choose_dataset(settings, checkpoints), settings.image_column, settings.label_column, settings.token
-        )
+        dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
     splits = {purpose: load_split(dataset, rows, config, purpose) for purpose, rows in plan.rows.items() if len(rows)}
     _, label_note = label_order(dataset.classes, config.get("label_names"))

@@ -35,15 +35,15 @@ class Replay:
         return self.sha256 == self.expected
 
 
-def replay(merge: str, places: Path | None = None, output: Path | None = None, token: str | None = None) -> Replay:
+def replay(merge: str, places: Path | None = None, output: Path | None = None) -> Replay:
     """Rebuild a merge (folder or Hub id) from its lineage and its pinned sources alone, and compare the hash.
 
     places: where local sources lie, found by hash; output: a folder for the rebuilt weights.
     Raises HfmegaError when the lineage cannot be read or a source cannot be had.
     """
-    folder = pull.pull_merge(merge, token)
+    folder = pull.pull_merge(merge)
     lineage = read(folder / LINEAGE)
-    state = rebuilt(lineage, folder, places, token).state
+    state = rebuilt(lineage, folder, places).state
     with TemporaryDirectory() as scratch:
         target = Path(output or scratch)
         target.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,12 @@ class Rebuilt:
     state: dict[str, Tensor]
 
 
-def rebuilt(lineage: Lineage, folder: Path, places: Path | None, token: str | None) -> Rebuilt:
+def rebuilt(lineage: Lineage, folder: Path, places: Path | None) -> Rebuilt:
     """Make the weights of a lineage again. folder: with the tensors beside it.
 
     Raises HfmegaError when a source cannot be had, or when what lies in the folder does not fit.
     """
-    checkpoints = [find_source(entry, folder, places, token) for entry in lineage.sources]
+    checkpoints = [find_source(entry, folder, places) for entry in lineage.sources]
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
     if lineage.aligned:
@@ -91,10 +91,10 @@ def read_evidence(path: Path, static: Static, sources: Sources) -> dict[str, Ten
     return found
 
 
-def find_source(entry: SourceEntry, folder: Path, places: Path | None, token: str | None) -> Checkpoint:
+def find_source(entry: SourceEntry, folder: Path, places: Path | None) -> Checkpoint:
     """The checkpoint of a lineage entry: from the Hub at its commit, else where it lay, else under `places` by hash."""
     if entry.repo_id:
-        checkpoint = pull.pull(f"hf://{entry.repo_id}@{entry.revision}", token)  # so written, it is never a folder
+        checkpoint = pull.pull(f"hf://{entry.repo_id}@{entry.revision}")  # so written, it is never a folder
         if checkpoint.sha256 != entry.sha256:
             raise HfmegaError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
         return checkpoint

@@ -51,28 +51,28 @@ class Merge:
     lineage: Lineage
 
 
-def verify(source: str, dataset: str | None, places: Path | None, token: str | None) -> Iterator[Check]:
+def verify(source: str, dataset: str | None, places: Path | None) -> Iterator[Check]:
     """Check a merge (folder or Hub id) claim by claim. What cannot be checked, for want of a source, say, fails.
 
     dataset: the images, if they are not where the lineage says; places: where local sources lie.
     Raises HfmegaError when there is no merge, or its lineage cannot be read.
     """
-    checkpoint = pull.pull(source, token)
+    checkpoint = pull.pull(source)
     pinned = f"{checkpoint.repo_id}@{checkpoint.revision}" if checkpoint.repo_id else source
-    folder = pull.pull_merge(pinned, token)
+    folder = pull.pull_merge(pinned)
     merge = Merge(checkpoint, folder, lineage.read(folder / LINEAGE))
     yield attempt("weights", lambda: same_hash(merge))
     yield attempt("numbers", lambda: consistent(merge.lineage))
     yield attempt("card", lambda: same_card(merge))
     try:
-        rebuilt = replay.rebuilt(merge.lineage, folder, places, token)
+        rebuilt = replay.rebuilt(merge.lineage, folder, places)
         yield Check("sources", True, f"all {len(rebuilt.checkpoints)} are what was merged")
         yield attempt("replay", lambda: same_tensors(merge, rebuilt))
     except HfmegaError as error:
         yield Check("sources", False, str(error))
         return
     try:
-        opened = open_merge_dataset(merge, dataset, token)
+        opened = open_merge_dataset(merge, dataset)
         splits = replanned(merge, rebuilt, opened)
     except HfmegaError as error:
         yield Check("images", False, str(error))
@@ -147,11 +147,11 @@ def same_tensors(merge: Merge, rebuilt: Rebuilt) -> str:
     return f"{len(state)} tensors"
 
 
-def open_merge_dataset(merge: Merge, dataset: str | None, token: str | None) -> Dataset:
+def open_merge_dataset(merge: Merge, dataset: str | None) -> Dataset:
     settings = merge.lineage.settings
     name = dataset or read_places(merge.folder).get("dataset") or merge.lineage.data.id
     image, label = (settings.get(key) for key in ("image_column", "label_column"))
-    return open_dataset(name, image and str(image), label and str(label), token)
+    return open_dataset(name, image and str(image), label and str(label))
 
 
 def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Split]:

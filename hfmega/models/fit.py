@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hfmega.data.images import Split
 from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
 from hfmega.output import Output
@@ -51,7 +50,8 @@ class Schedule:
 
 def fit(
     model: nn.Module,
-    images: Split,
+    images: Tensor,
+    labels: Tensor,
     normalize: Callable[[Tensor], Tensor],
     schedule: Schedule,
     state: Path,
@@ -59,7 +59,8 @@ def fit(
 ) -> None:
     """Minimise cross-entropy. Every epoch draws its order, its crops and its dropout from (seed, epoch).
 
-    normalize: uint8 images [n, channels, height, width] to the network's input; state: the file that keeps each epoch.
+    images: uint8 [n, channels, height, width]; labels: int64 [n]; normalize: from images to the network's input;
+    state: the file that keeps each epoch.
     Raises HfmegaError when the loss is no longer finite.
     """
     device = next(model.parameters()).device
@@ -68,7 +69,7 @@ def fit(
     if first:
         output.say(f"resuming after epoch {first} of {schedule.epochs}")
     model = model.to(memory_format=torch.channels_last).train()
-    pixels, labels = images.images.to(device), images.labels.to(device)
+    pixels, labels = images.to(device), labels.to(device)
     batches = -(-len(images) // schedule.batch_size)
     if pays_to_compile(model, normalize(pixels[: schedule.batch_size]), schedule, output):
         model.compile()

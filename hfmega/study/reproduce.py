@@ -1,7 +1,7 @@
 """The paper's tables and figure as runs: sources trained, merged by each protocol, judged on the same test images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -48,7 +48,6 @@ class ReproduceSettings:
     fitness_images: int | None = None
     fine_tune_epochs: int = 10
     bf16: bool = False
-    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.source_seeds) < 2:
@@ -82,7 +81,7 @@ def reproduce(settings: ReproduceSettings, output: Output) -> list[Run]:
     runs = []
     for network in settings.architectures:
         sources = [source(settings, network, seed, output) for seed in settings.source_seeds]
-        epochs = (pull.pull(sources[0], settings.token).record or {}).get("epochs")
+        epochs = (pull.pull(sources[0]).record or {}).get("epochs")
         for protocol in settings.protocols:
             asked = searches(settings, network, protocol, sources)
             output.say(f"{settings.kind}, {network}, protocol {protocol}: {len(asked)} searches")
@@ -114,7 +113,7 @@ def given_source(settings: ReproduceSettings, name: str) -> str | None:
         folder = Path(given) / name
         return str(folder) if (folder / WEIGHTS).is_file() else None
     repo_id = f"{given}{'' if '/' in given else '/'}{name}"
-    return repo_id if exists(repo_id, settings.token) else None
+    return repo_id if exists(repo_id) else None
 
 
 def training(settings: ReproduceSettings, network: str, seed: int) -> TrainSettings:
@@ -128,7 +127,6 @@ def training(settings: ReproduceSettings, network: str, seed: int) -> TrainSetti
         seed=seed,
         image_size=paper.PIXELS,
         bf16=settings.bf16,
-        token=settings.token,
     )
 
 
@@ -174,7 +172,6 @@ def searches(
             calibrate=preset.calibrate,
             exact=preset.exact,
             seed=seed,
-            token=settings.token,
         )
         for seed in range(settings.searches)
     ]
@@ -204,7 +201,7 @@ def fine_tune(settings: ReproduceSettings, network: str, start: str, name: str, 
     )
     if not is_trained(asked):
         train(asked, output)
-    dataset = open_dataset(settings.dataset, token=settings.token)
+    dataset = open_dataset(settings.dataset)
     return evaluate_checkpoint(pull.pull(str(asked.output)), dataset, "test").accuracy
 
 
@@ -224,7 +221,7 @@ class Hours:
 
 def estimate(settings: ReproduceSettings) -> list[Hours]:
     """The time that is left, from images counted and short probes of each network; nothing is trained or merged."""
-    dataset, _ = describe(settings.dataset, token=settings.token)
+    dataset, _ = describe(settings.dataset)
     found = []
     for network in settings.architectures:
         wanted = [training(settings, network, seed) for seed in settings.source_seeds]

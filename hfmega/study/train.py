@@ -1,7 +1,7 @@
 """Training a source checkpoint by the paper's protocol, so that a merge knows what it was trained on."""
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -55,7 +55,6 @@ class TrainSettings:
     bf16: bool = False
     compiled: bool | None = None
     overwrite: bool = False
-    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
@@ -76,7 +75,7 @@ def train(settings: TrainSettings, output: Output) -> Evaluation | None:
     Raises HfmegaError for anything that stands in the way.
     """
     check_output(settings.output, WEIGHTS, settings.overwrite)
-    dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column, settings.token)
+    dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column)
     config, start = starting_point(settings, dataset)
     record = make_record(settings, dataset)
     images = load_split(dataset, rows_of(dataset, record["train_split"]), config, "train")
@@ -88,7 +87,15 @@ def train(settings: TrainSettings, output: Output) -> Evaluation | None:
         model = build(config, settings.seed)
         if start:
             model.load_state_dict(start)
-        fit(model.to(device), images, normalizer(config, device), settings.schedule, work / STATE, output)
+        fit(
+            model.to(device),
+            images.images,
+            images.labels,
+            normalizer(config, device),
+            settings.schedule,
+            work / STATE,
+            output,
+        )
         state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
         labels = list(config.get("label_names") or dataset.classes)
         save_config_for_hf(
@@ -111,7 +118,7 @@ def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[dict[str,
     init = settings.init or (None if timm.is_model(settings.network) else settings.network)
     if init is None:
         return scratch_config(settings, len(dataset.classes)), None
-    checkpoint = pull.pull(init, settings.token)
+    checkpoint = pull.pull(init)
     if settings.network not in (init, checkpoint.config["architecture"]):
         raise HfmegaError(f"{init} is a {checkpoint.config['architecture']}, not a {settings.network}.")
     return checkpoint.config, load_weights(checkpoint)
@@ -146,7 +153,7 @@ def make_record(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
         "optimizer": "adam",
         **({"decay": settings.decay} if settings.decay != "constant" else {}),
         **({"augment": True} if settings.augment else {}),
-        "init": pull.pull(settings.init, settings.token).sha256 if settings.init else None,
+        "init": pull.pull(settings.init).sha256 if settings.init else None,
     }
 
 

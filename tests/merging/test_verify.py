@@ -44,7 +44,7 @@ def folder(merged: Path, tmp_path: Path) -> Path:
 
 def failed(folder: Path) -> dict[str, str]:
     """Name to detail of the checks that do not hold."""
-    checks = list(verify.verify(str(folder), None, None, None))
+    checks = list(verify.verify(str(folder), None, None))
     return {check.name: check.detail for check in checks if not check.ok}
 
 
@@ -58,7 +58,7 @@ def edit(folder: Path, change: Callable[[Any], None]) -> None:
 
 
 def test_an_untouched_merge_is_verified(folder: Path) -> None:
-    checks = list(verify.verify(str(folder), None, None, None))
+    checks = list(verify.verify(str(folder), None, None))
     names = ["weights", "numbers", "card", "sources", "replay", "images", "statistics", "evaluation"]
     assert [(check.name, check.ok) for check in checks] == [(name, True) for name in names], checks
 

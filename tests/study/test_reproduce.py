@@ -176,7 +176,7 @@ def test_sources_may_be_a_prefix_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, repo_id: str
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("hfmega.study.reproduce.exists", lambda name, _: bool(asked.append(name)) or name == repo_id)
+    monkeypatch.setattr("hfmega.study.reproduce.exists", lambda name: bool(asked.append(name)) or name == repo_id)
     assert reproduce.given_source(settings(tmp_path, sources=prefix), "resnet56-s44") == repo_id
     assert reproduce.given_source(settings(tmp_path, sources=prefix), "resnet56-s45") is None
     assert asked[0] == repo_id

@@ -25,7 +25,7 @@ def surroundings(environment: Mapping[str, str] | None = None, cwd: Path | None 
         yield
     finally:
         os.chdir(folder)
-        if environment is not None:
+        if environment is not None or os.environ != variables:
             replace(variables)
 
 
