@@ -114,10 +114,8 @@ def train(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[
     with TemporaryDirectory() as scratch:
         schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
         device = job.evaluator.state.device
-        fit(
-            model.to(device), job.search.images, job.search.labels, normalizer(config, device), schedule, Path(scratch) / "state",
-            Output(muted=True),
-        )  # fmt: skip
+        images, labels, normalize = job.search.images, job.search.labels, normalizer(config, device)
+        fit(model.to(device), images, labels, normalize, schedule, Path(scratch) / "state", Output(muted=True))
     return {tensor_name: tensor.detach().cpu() for tensor_name, tensor in model.state_dict().items()}
 
 
