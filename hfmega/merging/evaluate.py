@@ -1,9 +1,6 @@
 """`hfmega evaluate`: on which images a checkpoint is evaluated."""
 
-from contextlib import suppress
-
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, evaluation_split, open_dataset
-from hfmega.errors import HfmegaError
 from hfmega.folder import LINEAGE
 from hfmega.hub import pull
 from hfmega.merging.replay import read_places
@@ -18,15 +15,16 @@ def evaluation_target(
     image_column: str | None,
     label_column: str | None,
 ) -> tuple[Checkpoint, Dataset, str]:
-    """A checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named."""
+    """Find a checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named.
+
+    Raises HfmegaError for a merge whose lineage cannot be read: other images may have steered its search.
+    """
     checkpoint = pull.pull(source)
-    folder = checkpoint.folder
-    made = None
-    with suppress(HfmegaError):
-        made = read(pull.pull_merge(source) / LINEAGE)
+    folder = pull.lineage_folder(checkpoint)
+    made = read(folder / LINEAGE) if folder else None
     if dataset is None:
         recorded = made.data.id if made else (checkpoint.record or {}).get("dataset", DEFAULT_DATASET)
-        dataset = read_places(folder).get("dataset", recorded) if made else recorded
+        dataset = read_places(checkpoint.folder).get("dataset", recorded) if made else recorded
     opened = open_dataset(dataset, image_column, label_column)
     if split is None:
         split = made.data.splits["test"].slice if made and opened.id == made.data.id else evaluation_split(opened)

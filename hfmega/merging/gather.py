@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hfmega.errors import HfmegaError
 from hfmega.folder import LINEAGE
@@ -46,12 +47,10 @@ def gather(
     notes = []
     pulled = pull_all(settings, output, state)
     for found in pulled:
-        with state.main_process_first():
-            try:
-                recipe, below = expand(found) if settings.searches else (Recipe((1.0,)), [found])
-            except HfmegaError as error:
-                notes.append(f"{found.name} is a merge whose sources cannot be had, so it is taken as it is: {error}")
-                recipe, below = Recipe((1.0,)), [found]
+        missing = what_is_missing(found, state) if settings.searches else None
+        if missing:
+            notes.append(f"{found.name} is a merge whose sources cannot be had, so it is taken as it is: {missing}")
+        recipe, below = (Recipe((1.0,)), [found]) if missing or not settings.searches else expand(found)
         for leaf in below:
             taken = [c.name for c in (*leaves.values(), *pulled) if c.sha256 != leaf.sha256]
             leaves.setdefault(leaf.sha256, replace(leaf, name=distinct(leaf, taken)))
@@ -73,6 +72,19 @@ def spread(recipe: Recipe, hashes: Sequence[str], leaves: Sequence[str]) -> Reci
         table[:, [leaves.index(leaf) for leaf in hashes]] = np.reshape(recipe.offsets, (-1, len(hashes)))
     coefficients = tuple(known.get(leaf, 0.0) for leaf in leaves)
     return replace(recipe, coefficients=coefficients, offsets=tuple(table.ravel().tolist()))
+
+
+def what_is_missing(found: Checkpoint, state: PartialState) -> str | None:
+    """Tell why the leaves of a merge cannot be had, if so: the main process tries, and all take its word."""
+    reason: list[str | None] = [None]
+    if state.is_main_process:
+        try:
+            expand(found)
+        except HfmegaError as error:
+            reason = [str(error)]
+    if state.num_processes > 1:
+        broadcast_object_list(reason)
+    return reason[0]
 
 
 def expand(found: Checkpoint) -> tuple[Recipe, list[Checkpoint]]:
