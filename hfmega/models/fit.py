@@ -29,7 +29,8 @@ class Schedule:
     """How a network is trained: Adam, on batches in an order of their own in each epoch.
 
     decay: `cosine` lowers the rate from `learning_rate` to zero over all steps; `constant` is the paper's.
-    augment: random horizontal flips and crops. compiled: whether torch.compile is used; None: if a probe shows a gain.
+    augment: random horizontal flips, or flips and crops.
+    compiled: whether torch.compile is used; None: if a probe shows a gain.
     """
 
     epochs: int
@@ -37,7 +38,7 @@ class Schedule:
     learning_rate: float
     seed: int = 0
     decay: Literal["constant", "cosine"] = "constant"
-    augment: bool = False
+    augment: Literal["none", "flips", "flips and crops"] = "none"
     bf16: bool = False
     compiled: bool | None = None
 
@@ -51,7 +52,7 @@ class Schedule:
 def fit(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     normalize: Callable[[Tensor], Tensor],
     schedule: Schedule,
     state: Path,
@@ -59,8 +60,9 @@ def fit(
 ) -> None:
     """Minimise cross-entropy. Every epoch draws its order, its crops and its dropout from (seed, epoch).
 
-    images: uint8 [n, channels, height, width]; labels: int64 [n]; normalize: from images to the network's input;
-    state: the file that keeps each epoch.
+    images: uint8 [n, channels, height, width]; targets: labels, int64 [n]; or probabilities, float32 [n, classes], or
+    float32 [n, 2, classes] of each image as it is and mirrored. normalize: from images to the network's input; state:
+    the file that keeps each epoch.
     Raises HfmegaError when the loss is no longer finite.
     """
     device = next(model.parameters()).device
@@ -69,7 +71,7 @@ def fit(
     if first:
         output.say(f"resuming after epoch {first} of {schedule.epochs}")
     model = model.to(memory_format=torch.channels_last).train()
-    pixels, labels = images.to(device), labels.to(device)
+    pixels, targets = images.to(device), targets.to(device)
     batches = -(-len(images) // schedule.batch_size)
     if pays_to_compile(model, normalize(pixels[: schedule.batch_size]), schedule, output):
         model.compile()
@@ -81,8 +83,8 @@ def fit(
                 torch.manual_seed(schedule.seed * 100_003 + epoch)
                 for number, rows in enumerate(epoch_batches(len(images), schedule, epoch), epoch * batches):
                     set_rate(optimizer, schedule.rate(number, schedule.epochs * batches))
-                    batch = augmented(pixels[rows]) if schedule.augment else pixels[rows]
-                    loss = step(model, optimizer, normalize(batch), labels[rows], schedule.bf16)
+                    batch, wanted = augmented(pixels[rows], targets[rows], schedule.augment)
+                    loss = step(model, optimizer, normalize(batch), wanted, schedule.bf16)
                     total += loss.detach() * len(rows)
                     bar.advance()
             save_state(model, optimizer, epoch + 1, state)
@@ -104,11 +106,22 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def augmented(images: Tensor) -> Tensor:
-    """Each image flipped or not, and shifted by up to an eighth of its sides; what comes in is zero.
+def augmented(images: Tensor, targets: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    """Flip about half of the images, crop them if asked, and give each the target of the side that it shows.
 
-    images: uint8 [n, channels, height, width]; draws from torch's global generator.
+    images: uint8 [n, channels, height, width]; targets: as `fit` takes them. Draws from torch's global generator.
     """
+    if how == "none":
+        return images, targets[:, 0] if targets.dim() == 3 else targets
+    mirrored = torch.rand(len(images), device=images.device) < 0.5
+    if targets.dim() == 3:
+        targets = targets[torch.arange(len(targets), device=targets.device), mirrored.long()]
+    flipped = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return (cropped(flipped) if how == "flips and crops" else flipped), targets
+
+
+def cropped(images: Tensor) -> Tensor:
+    """Shift each image by up to an eighth of its sides; what comes in is zero."""
     count, _, height, width = images.shape
     high, wide = height // PADDING, width // PADDING
     padded = nn.functional.pad(images, (wide, wide, high, high))
@@ -116,16 +129,15 @@ def augmented(images: Tensor) -> Tensor:
     tops = torch.randint(2 * high + 1, (count, 1), device=device)
     lefts = torch.randint(2 * wide + 1, (count, 1), device=device)
     rows, columns = torch.arange(height, device=device) + tops, torch.arange(width, device=device) + lefts
-    columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
-    cropped = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
+    part = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return part.permute(0, 3, 1, 2)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bf16: bool) -> Tensor:
-    """One step on one batch of normalised images; returns its mean cross-entropy."""
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, bf16: bool) -> Tensor:
+    """Take one step on one batch of normalised images; return its mean cross-entropy."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         answers = model(images)
-    loss = nn.functional.cross_entropy(answers.float(), labels)
+    loss = nn.functional.cross_entropy(answers.float(), targets)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

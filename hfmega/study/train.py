@@ -65,7 +65,8 @@ class TrainSettings:
     @property
     def schedule(self) -> Schedule:
         """What of this is the training loop's."""
-        return Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule)})
+        shared = {f.name: getattr(self, f.name) for f in fields(Schedule) if f.name != "augment"}
+        return Schedule(**shared, augment="flips and crops" if self.augment else "none")
 
 
 def train(settings: TrainSettings, output: Output) -> Evaluation | None:

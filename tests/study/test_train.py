@@ -153,13 +153,24 @@ def test_augmented_images_are_shifted_and_flipped_copies() -> None:
     images[:, :, 8, 4] = 255
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = fit.augmented(images)
+        found, targets = fit.augmented(images, torch.eye(2).expand(400, 2, 2), "flips and crops")
     assert (found.shape, found.dtype) == (images.shape, torch.uint8)
     rows, columns = (found[:, 0].amax(dim=axis).argmax(dim=1) for axis in (2, 1))
     assert set(rows.tolist()) == set(range(6, 11))
     assert set(columns.tolist()) == {2, 3, 4, 5, 6} | {9, 10, 11, 12, 13}
     assert 0.4 < (columns > 8).float().mean() < 0.6
     assert torch.equal(found[:, 0], found[:, 2])
+    assert torch.equal(targets[:, 1] == 1, columns > 8)  # each has the target of the side that it shows
+
+
+def test_soft_targets_are_learned_as_they_are(tmp_path: Path) -> None:
+    """A linear network that is taught probabilities ends at them, not at their largest."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    images = torch.full((64, 3, 2, 2), 128, dtype=torch.uint8)
+    wanted = torch.tensor([0.2, 0.5, 0.3]).expand(64, 2, 3)
+    schedule = fit.Schedule(epochs=60, batch_size=16, learning_rate=0.02, decay="cosine", augment="flips")
+    fit.fit(model, images, wanted, lambda x: x.float() / 255, schedule, tmp_path / "state", QUIET)
+    assert torch.allclose(model(images[:1] / 255.0).softmax(1)[0], wanted[0, 0], atol=0.01)
 
 
 def test_decay_and_augmentation_are_recorded_and_change_the_weights(trained: Path, tmp_path: Path) -> None:
