@@ -147,9 +147,9 @@ def seeds(ask: Ask) -> dict[str, Any]:
 
 
 def warm_up(job: Job) -> None:
-    model = job.evaluator.prepared(uniform_average(len(job.checkpoints)))
+    model = job.evaluator.network.prepared(uniform_average(len(job.checkpoints)))
     with torch.inference_mode():
-        model(job.evaluator.normalized(job.search.images[: job.evaluator.batch_size]))
+        model(job.evaluator.network.normalized(job.search.images[: job.evaluator.network.batch_size]))
 
 
 def searcher_of(job: Job) -> Any:
@@ -162,10 +162,10 @@ def hfmega(ask: Ask, job: Job, folder: Path) -> Found:
     evaluator, searcher, clock = job.evaluator, searcher_of(job), Clock()
     node, names = Node("merge", (), ()), [member.name for member in job.merged]
     node, progress = replace(node, inputs=tuple(names), below=tuple(names)), Progress()
-    before = evaluator.images_seen
+    before = evaluator.network.images_seen
     with raced_by(ask.race or {}), clock.running():
         tree.search({node: searcher}, job, progress, folder / "progress.json", Output(muted=True))
-    images, calibration = evaluator.images_seen - before, calibration_images(job)
+    images, calibration = evaluator.network.images_seen - before, calibration_images(job)
     return Found(
         clock.seconds,
         images,
@@ -216,7 +216,7 @@ def baseline(ask: Ask, job: Job, _: Path) -> Found:
 
 
 def loader(job: Job, split: Split) -> torch.utils.data.DataLoader:
-    return plain.loader(job.evaluator.normalized(split.images).contiguous(), split.labels)
+    return plain.loader(job.evaluator.network.normalized(split.images).contiguous(), split.labels)
 
 
 def calibration_loader(job: Job) -> torch.utils.data.DataLoader | None:
@@ -227,17 +227,17 @@ def bare(ask: Ask, job: Job, _: Path) -> Found:
     """The forward passes of as many individuals and nothing else. Its accuracies are those of the sources' average."""
     evaluator, clock = job.evaluator, Clock()
     average = uniform_average(len(job.checkpoints), bool(job.settings.calibrate))
-    model = evaluator.prepared(average)
+    model = evaluator.network.prepared(average)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if evaluator.folded:
-        evaluator.folded.update()
-    folded = evaluator.folded.network if evaluator.folded else model
-    size = evaluator._calibration_batch
-    search = [evaluator.normalized(images) for images in job.search.images.split(evaluator.batch_size)]
+    if evaluator.network.folded:
+        evaluator.network.folded.update()
+    folded = evaluator.network.folded.network if evaluator.network.folded else model
+    size = evaluator.network.calibration_batch
+    search = [evaluator.network.normalized(images) for images in job.search.images.split(evaluator.network.batch_size)]
     calibration = []
     if job.settings.calibrate and job.calibration:
         parts = job.calibration.images.tensor_split(-(-len(job.calibration) // size))
-        calibration = [evaluator.normalized(images) for images in parts]
+        calibration = [evaluator.network.normalized(images) for images in parts]
     images = 0
     with torch.inference_mode(), clock.running():
         for _ in range(ask.individuals):
@@ -271,11 +271,11 @@ def steps(ask: Ask) -> dict[str, Any]:
         warm_up(job)
         materializing, deciding, recipe = late(job, ask.seed, Path(folder) / "progress.json")
         evaluator, calibration = job.evaluator, calibration_images(job)
-        calibrating = timed(lambda: evaluator.prepared(recipe))
+        calibrating = timed(lambda: evaluator.network.prepared(recipe))
         whole = timed(lambda: (evaluator.forget(job.search), evaluator.scores([recipe], job.search)))
         images = len(job.search) + calibration
         return {
-            "floats": evaluator.sources.layout.size,
+            "floats": evaluator.network.sources.layout.size,
             "noise_terms": len(recipe.noise),
             "materializing": materializing,
             "deciding": deciding,
@@ -296,11 +296,11 @@ def late(job: Job, seed: int, record: Path) -> tuple[float, float, Recipe]:
     """
     evaluator, searcher, draws = job.evaluator, searcher_of(job), Draws(seed, "made-up scores")
     assert isinstance(searcher, MeGA)
-    flat = torch.empty(evaluator.sources.layout.size, device=evaluator.sources.device)
+    flat = torch.empty(evaluator.network.sources.layout.size, device=evaluator.network.sources.device)
     progress, deciding = Progress(scores={"merge": []}), list[float]()
     while True:
         population = searcher.ask()
-        seconds = [timed(lambda r=r: evaluator.sources.materialize(r, flat), 1) for r in population]
+        seconds = [timed(lambda r=r: evaluator.network.sources.materialize(r, flat), 1) for r in population]
         if len(searcher.history) == searcher.generations - 1:
             return median(seconds), median(deciding), max(population, key=lambda r: len(r.noise))
         scores = [Score(int(draws.below(1000)), 1000, draws.uniform()) for _ in population]

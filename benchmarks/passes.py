@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from hfmega.errors import HfmegaError
-from hfmega.evaluation.evaluator import Evaluator, dtype_of
+from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import dtype_of
 from hfmega.merging.prepare import Job
 from hfmega.search.recipe import uniform_average
 
@@ -40,12 +41,12 @@ def rates(job: Job) -> dict[str, Any]:
 def ways_of(job: Job) -> Iterator[tuple[str, tuple[Callable[[], object], int]]]:
     """What passes all search images through so many individuals, by name."""
     evaluator = job.evaluator
-    images, size = evaluator.resident(job.search)[0], evaluator.batch_size
-    model = evaluator.prepared(uniform_average(len(job.checkpoints), evaluator.can_calibrate))
+    images, size = evaluator.network.resident(job.search)[0], evaluator.network.batch_size
+    model = evaluator.network.prepared(uniform_average(len(job.checkpoints), evaluator.network.can_calibrate))
     network = twin(evaluator, model)
 
     def passing(through: Callable[[Tensor], Tensor], batch: int = size) -> Callable[[], object]:
-        return lambda: [through(evaluator.normalized(x)) for x in images.split(batch)]
+        return lambda: [through(evaluator.network.normalized(x)) for x in images.split(batch)]
 
     yield HFMEGA, (passing(network), 1)
     if network is not model:
@@ -65,10 +66,10 @@ def ways_of(job: Job) -> Iterator[tuple[str, tuple[Callable[[], object], int]]]:
 
 def twin(evaluator: Evaluator, model: nn.Module) -> nn.Module:
     """The network that scores come from."""
-    if not evaluator.folded:
+    if not evaluator.network.folded:
         return model
-    evaluator.folded.update()
-    return evaluator.folded.network
+    evaluator.network.folded.update()
+    return evaluator.network.folded.network
 
 
 def cast(network: nn.Module, device: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

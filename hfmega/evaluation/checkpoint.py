@@ -8,7 +8,7 @@ from torch import Tensor
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import Split, load_split
 from hfmega.evaluation.answers import answers
-from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.search.recipe import Recipe
 from hfmega.weights.checkpoint import Checkpoint, load_weights
@@ -33,8 +33,8 @@ def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.devic
     """A checkpoint's log-probabilities: float32 [images, classes], on the CPU."""
     states = [load_weights(checkpoint)]
     check_mergeable([checkpoint], states)
-    evaluator = Evaluator(checkpoint.config, mix([checkpoint], states, device), calibration=None)
-    return evaluator.predict(Recipe((1.0,)), split)
+    network = Network(checkpoint.config, mix([checkpoint], states, device), calibration=None)
+    return network.predict(Recipe((1.0,)), split)
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> Evaluation:

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hfmega.data.images import Split
-from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.search.recipe import Recipe
 
 IMAGES: Final = 500  # at most, of those that steer a search: the first ones
 GRADIENTS: Final = 1 << 24  # floats that are held at once: gradients of as many images as fit
 
 
-def evidence_of(method: str, evaluator: Evaluator, leaves: Sequence[Recipe], images: Split) -> dict[str, Tensor]:
+def evidence_of(method: str, network: Network, leaves: Sequence[Recipe], images: Split) -> dict[str, Tensor]:
     """What `fisher` and `regmean` need, as it lies in `recipe.safetensors`: `<leaf>/<tensor>` to float32.
 
     leaves: the recipe of each leaf alone. Layers that a method does not cover have none.
@@ -23,16 +23,16 @@ def evidence_of(method: str, evaluator: Evaluator, leaves: Sequence[Recipe], ima
     gather = {"fisher": fisher, "regmean": grams}[method]
     found: dict[str, Tensor] = {}
     for leaf, recipe in enumerate(leaves):
-        found |= {f"{leaf}/{name}": tensor for name, tensor in gather(evaluator, recipe, images).items()}
+        found |= {f"{leaf}/{name}": tensor for name, tensor in gather(network, recipe, images).items()}
     return found
 
 
-def fisher(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Tensor]:
+def fisher(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]:
     """The diagonal of the empirical Fisher information: the mean over images of squared gradients of log p(label).
 
     (Matena and Raffel 2022, arXiv 2111.09832, section 3.) float32, in the shape of each parameter.
     """
-    model = evaluator.prepared(recipe)
+    model = network.prepared(recipe)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = {name: b.detach() for name, b in model.named_buffers()}
 
@@ -41,22 +41,22 @@ def fisher(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Ten
         return -nn.functional.cross_entropy(logits.float(), label[None])
 
     gradients: Callable[..., Any] = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
-    pixels, labels = (part[:IMAGES].to(evaluator.sources.device) for part in evaluator.resident(images))
+    pixels, labels = (part[:IMAGES].to(network.sources.device) for part in network.resident(images))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     chunk = max(1, GRADIENTS // sum(p.numel() for p in parameters.values()))
     for x, y in zip(pixels.split(chunk), labels.split(chunk), strict=True):
-        for name, gradient in gradients(parameters, evaluator.normalized(x), y).items():
+        for name, gradient in gradients(parameters, network.normalized(x), y).items():
             total[name] += gradient.square().sum(0)
-    evaluator.images_seen += 3 * len(pixels)  # a backward pass costs two forward ones
+    network.images_seen += 3 * len(pixels)  # a backward pass costs two forward ones
     return {name: (squares / len(pixels)).cpu() for name, squares in total.items()}
 
 
-def grams(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Tensor]:
+def grams(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]:
     """X^T X / n of the inputs of each linear layer and of each ungrouped convolution (its patches), float32 [in, in].
 
     (Jin et al. 2023, arXiv 2212.09849, section 3.)
     """
-    model = evaluator.prepared(recipe)
+    model = network.prepared(recipe)
     sums: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -72,12 +72,12 @@ def grams(evaluator: Evaluator, recipe: Recipe, images: Split) -> dict[str, Tens
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
     ]
     try:
-        pixels = evaluator.resident(images)[0][:IMAGES].to(evaluator.sources.device)
+        pixels = network.resident(images)[0][:IMAGES].to(network.sources.device)
         with torch.inference_mode():
-            batches = pixels.split(evaluator.batch_size)
+            batches = pixels.split(network.batch_size)
             for x in batches:
-                model(evaluator.normalized(x))
-        evaluator.images_seen += len(pixels)
+                model(network.normalized(x))
+        network.images_seen += len(pixels)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers
-from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import found_by, run_off
 from hfmega.merging.tree import scores_of, searcher_of
@@ -54,7 +54,7 @@ def controls(job: Job, searches: int, forward_passes: int, output: Output) -> li
 
 def best_source(job: Job) -> tuple[str, Recipe]:
     """The source, calibrated or not, with the lowest mean loss on the fitness images."""
-    ways = (False, True) if job.evaluator.can_calibrate else (False,)
+    ways = (False, True) if job.evaluator.network.can_calibrate else (False,)
     recipes = [(member.name, replace(member.recipe, calibrate=way)) for member in job.merged for way in ways]
     losses = [0.0] * len(recipes)
     for split in filter(None, (job.search, job.confirm)):
@@ -71,10 +71,10 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
     settings = replace(job.settings.search, generations=job.settings.search.generations * searches)
     method: Method = "learned" if job.settings.method == "learned" else "mega"
     alike = replace(job, settings=replace(job.settings, method=method, search=settings))
-    searcher, seen = searcher_of(alike, [best], job.settings.seed), job.evaluator.images_seen
+    searcher, seen = searcher_of(alike, [best], job.settings.seed), job.evaluator.network.images_seen
     while not searcher.done:
         searcher.tell(scores_of([searcher.ask()], alike, first=not searcher.history)[0])
-    cost = job.evaluator.images_seen - seen
+    cost = job.evaluator.network.images_seen - seen
     chosen = run_off(found_by(searcher), job.evaluator, {name: best}, job.search, job.confirm)
     before, judged = job.evaluator.answers([best, chosen.recipe], job.test)
     return Tried(SEARCH_ALONE, name, before.accuracy, judged, cost)
@@ -88,17 +88,17 @@ def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> lis
     epochs = min(EPOCHS, forward_passes // (len(LEARNING_RATES) * len(job.search)))
     if epochs == 0:
         return []
-    start = rebuild(job.evaluator.sources, best, job.evaluator.statistics(best))
+    start = rebuild(job.evaluator.network.sources, best, job.evaluator.network.statistics(best))
     tried = []
     for rate in LEARNING_RATES:
-        network = Evaluator(config_of(job), alone(job, train(job, start, epochs, rate)), job.calibration)
+        network = Network(config_of(job), alone(job, train(job, start, epochs, rate)), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
-        tried.append((Evaluator(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
+        tried.append((Network(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
     judging = job.confirm or job.search
-    evaluator, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
-    judged, cost = judge(evaluator, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
+    network, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
+    judged, cost = judge(network, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
     return [Tried(FINE_TUNING, first.source, first.start, judged, cost)]
 
 
@@ -124,6 +124,6 @@ def alone(job: Job, state: dict[str, Tensor]) -> Sources:
     return Sources([state], dict(build(config_of(job)).named_parameters()), job.evaluator.state.device)
 
 
-def judge(evaluator: Evaluator, recipe: Recipe, split: Split) -> Answers:
+def judge(network: Network, recipe: Recipe, split: Split) -> Answers:
     """What a recipe says of a split, in this process alone."""
-    return answers(evaluator.predict(recipe, split), split.labels)
+    return answers(network.predict(recipe, split), split.labels)

@@ -16,7 +16,7 @@ from hfmega.settings import WITH_EVIDENCE
 def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
     """The merge by a static method, as `tree.grow` gives that of a search. job: with calibration decided."""
     settings, evaluator = job.settings, job.evaluator
-    before, started = evaluator.images_seen, time.perf_counter()
+    before, started = evaluator.network.images_seen, time.perf_counter()
     members = [replace(member.recipe, calibrate=bool(settings.calibrate)) for member in job.merged]
     if settings.method == "greedy-soup":
         recipe = greedy_soup(members, evaluator, job.search)
@@ -27,10 +27,10 @@ def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
             leaves = [
                 source_alone(k, len(job.checkpoints), bool(settings.calibrate)) for k in range(len(job.checkpoints))
             ]
-            evaluator.sources.evidence = evidence_of(settings.method, evaluator, leaves, job.search)
+            evaluator.network.sources.evidence = evidence_of(settings.method, evaluator.network, leaves, job.search)
         recipe = recipe_of(job, members)
     (score,) = evaluator.scores([recipe], job.search)
-    progress = Progress(forward_passes=evaluator.images_seen - before, seconds=time.perf_counter() - started)
+    progress = Progress(forward_passes=evaluator.network.images_seen - before, seconds=time.perf_counter() - started)
     names = tuple(member.name for member in job.merged)
     return [Merged("merge", names, Chosen(settings.method, recipe), score.accuracy, ())], progress
 

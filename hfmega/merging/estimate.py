@@ -1,5 +1,6 @@
 """What a run would cost: images counted from its plan, timed by a short probe of its network on this machine."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from torch import nn
 from hfmega.data.dataset import describe
 from hfmega.data.images import Split
 from hfmega.data.splits import SplitPlan, plan_splits
-from hfmega.evaluation.evaluator import Evaluator, any_images
+from hfmega.evaluation.network import Network, any_images
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
@@ -18,6 +19,7 @@ from hfmega.merging.pairing import Node, plan
 from hfmega.merging.prepare import choose_dataset
 from hfmega.models.preprocessing import preprocessing_of
 from hfmega.models.timm_library import build
+from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
 
@@ -111,13 +113,20 @@ def evaluation_rate(config: dict[str, Any]) -> float:
     """Images per second through the network on this process's device, measured on random images."""
     model = build(config)
     sources = Sources([model.state_dict()], dict(model.named_parameters()), processes().device)
-    evaluator = Evaluator(config, sources, calibration=None)
-    images = any_images(config, 4 * evaluator.batch_size)
+    network = Network(config, sources, calibration=None)
+    images = any_images(config, 4 * network.batch_size)
     split = Split("probe", images, torch.zeros(len(images), dtype=torch.int64), "probe")
-    times = [evaluator.time(split)][1:]  # the first one is slower
+    times = [seconds_of(network, split)][1:]  # the first one is slower
     while sum(times) < PROBE_SECONDS:
-        times.append(evaluator.time(split))
+        times.append(seconds_of(network, split))
     return len(times) * len(split) / sum(times)
+
+
+def seconds_of(network: Network, split: Split) -> float:
+    """Seconds to materialize the only source and to look at a split."""
+    started = time.perf_counter()
+    network.look(Recipe((1.0,)), split, 0, len(split))
+    return time.perf_counter() - started
 
 
 def peak_bytes(config: dict[str, Any], sources: int, images: int) -> int:

@@ -14,6 +14,7 @@ from hfmega.data.splits import plan_splits
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import SIGNIFICANCE, Answers, compare
 from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
@@ -49,8 +50,8 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     images = load(plan.search_rows, name="search")
     calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
-    every = Evaluator(config, mix(checkpoints, states, processes().device), calibration)
-    ways = (False, True) if every.can_calibrate else (False,)
+    every = Evaluator(Network(config, mix(checkpoints, states, processes().device), calibration))
+    ways = (False, True) if every.network.can_calibrate else (False,)
     alone = {way: every.answers([source_alone(k, len(names), way) for k in range(len(names))], images) for way in ways}
     best = max((judged for way in ways for judged in alone[way]), key=lambda judged: judged.accuracy)
     look = Look(config, images, calibration, best)
@@ -58,7 +59,9 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
         compatible=True,
         advice="",
         sources=tuple(
-            SourceReport(name, alone[False][k].accuracy, alone[True][k].accuracy if every.can_calibrate else None)
+            SourceReport(
+                name, alone[False][k].accuracy, alone[True][k].accuracy if every.network.can_calibrate else None
+            )
             for k, name in enumerate(names)
         ),
         pairs=tuple(
@@ -108,8 +111,8 @@ class Look:
         prospects: dict[Walk, Prospect] = {}
         ways: list[tuple[align.Method, Sequence[dict[str, Tensor]]]] = [("none", states), (method, turned)]
         for way, ends in ways:
-            evaluator = Evaluator(self.config, mix(checkpoints, ends, processes().device), self.calibration)
-            for calibrated in (False, True) if evaluator.can_calibrate else (False,):
+            evaluator = Evaluator(Network(self.config, mix(checkpoints, ends, processes().device), self.calibration))
+            for calibrated in (False, True) if evaluator.network.can_calibrate else (False,):
                 judged = evaluator.answers([Recipe((1.0 - a, a), calibrate=calibrated) for a in POINTS], self.images)
                 walk = Walk(way, calibrated, tuple(a.accuracy for a in judged), tuple(a.mean_loss for a in judged))
                 prospects[walk] = self.prospect(walk, judged)

@@ -39,7 +39,7 @@ def rivals(sources: Mapping[str, Recipe], average: Recipe, calibrate: bool, can_
 
 def ensembles(evaluator: Evaluator, leaves: int, split: Split) -> list[tuple[str, Answers]]:
     """The mean probability of all leaves as they are, and of all leaves calibrated."""
-    ways = {"ensemble": False, "ensemble, calibrated": True} if evaluator.can_calibrate else {"ensemble": False}
+    ways = {"ensemble": False, "ensemble, calibrated": True} if evaluator.network.can_calibrate else {"ensemble": False}
     return [
         (name, evaluator.ensemble([source_alone(k, leaves, calibrate) for k in range(leaves)], split))
         for name, calibrate in ways.items()

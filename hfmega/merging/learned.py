@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from hfmega.data.images import Split
 from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.rng import permutation
 from hfmega.search.ga import MeGA
 from hfmega.search.recipe import Recipe, blend, blend_groups
@@ -33,7 +34,7 @@ class Learned(MeGA):
         self, inputs: Sequence[Recipe], settings: GASettings, seed: int, evaluator: Evaluator, images: Split
     ) -> None:
         self._evaluator, self._images = evaluator, images
-        super().__init__(inputs, settings, seed, evaluator.sources.groups(settings.genome).count)
+        super().__init__(inputs, settings, seed, evaluator.network.sources.groups(settings.genome).count)
 
     @property
     def generations(self) -> int:
@@ -65,19 +66,19 @@ class Learned(MeGA):
 
     def _learn(self, start: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         evaluator, images = self._evaluator, self._images
-        network = Blend(evaluator, self.inputs, self.settings)
-        table = torch.tensor(start, dtype=torch.float32, device=evaluator.sources.device, requires_grad=True)
+        network = Blend(evaluator.network, self.inputs, self.settings)
+        table = torch.tensor(start, dtype=torch.float32, device=evaluator.network.sources.device, requires_grad=True)
         rows = self._batches()
         optimizer = torch.optim.Adam([table], lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(rows))
-        mean, pixels, labels = torch.zeros_like(table), *evaluator.resident(images)
+        mean, pixels, labels = torch.zeros_like(table), *evaluator.network.resident(images)
         for step, batch in enumerate(rows):
             loss = nn.functional.cross_entropy(network(table, pixels[batch].to(labels.device)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            evaluator.images_seen += PASSES * len(batch)
+            evaluator.network.images_seen += PASSES * len(batch)
             if step >= len(rows) // 2:
                 mean += table.detach() / (len(rows) - len(rows) // 2)
         return mean.double().cpu().numpy(), table.detach().double().cpu().numpy()
@@ -93,22 +94,22 @@ class Learned(MeGA):
 class Blend:
     """A network as a function of the coefficients of its inputs."""
 
-    def __init__(self, evaluator: Evaluator, inputs: Sequence[Recipe], settings: GASettings) -> None:
-        self._evaluator, sources = evaluator, evaluator.sources
+    def __init__(self, network: Network, inputs: Sequence[Recipe], settings: GASettings) -> None:
+        self._network, sources = network, network.sources
         groups = sources.groups(settings.genome)
         self._owners = torch.from_numpy(np.repeat(groups.owners, groups.sizes)).to(sources.device)
         self._flats = torch.empty(len(inputs), sources.layout.size, device=sources.device)
         for recipe, flat in zip(inputs, self._flats, strict=True):
             sources.materialize(recipe, flat)
-        self._batch_statistics = inputs[0].calibrate and evaluator.can_calibrate
+        self._batch_statistics = inputs[0].calibrate and network.can_calibrate
 
     def __call__(self, table: Tensor, images: Tensor) -> Tensor:
         """table: float32 [groups, inputs]; images: uint8 [n, channels, height, width] -> logits [n, classes]."""
         flat = (table[self._owners].T * self._flats).sum(0)
-        layout = self._evaluator.sources.layout
+        layout = self._network.sources.layout
         tensors = layout.views(flat)
         if self._batch_statistics:  # which a forward pass writes to
             tensors |= {s.name: tensors[s.name].detach().clone() for s in layout.slots if not s.parameter}
-        with self._evaluator.batch_statistics(self._batch_statistics) as model:
-            logits: Tensor = functional_call(model, tensors, (self._evaluator.normalized(images),))
+        with self._network.batch_statistics(self._batch_statistics) as model:
+            logits: Tensor = functional_call(model, tensors, (self._network.normalized(images),))
         return logits

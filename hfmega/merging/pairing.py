@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.merging.prepare import Job
 from hfmega.search.recipe import Recipe
 
@@ -60,17 +60,17 @@ def ordered(members: Mapping[str, Recipe], order: str, job: Job) -> list[str]:
         scores = job.evaluator.scores(list(members.values()), job.search)
         return [name for _, name in sorted(zip(scores, names, strict=True), key=lambda pair: pair[0].loss)]
     if order == "similar-first":
-        return closest_pairs(names, distances(list(members.values()), job.evaluator))
+        return closest_pairs(names, distances(list(members.values()), job.evaluator.network))
     return names
 
 
-def distances(recipes: Sequence[Recipe], evaluator: Evaluator) -> dict[tuple[int, int], float]:
+def distances(recipes: Sequence[Recipe], network: Network) -> dict[tuple[int, int], float]:
     """The Euclidean distance of the parameters of each pair of recipes."""
-    layout = evaluator.sources.layout
+    layout = network.sources.layout
     flats = []
     for recipe in recipes:
-        flat = torch.empty(layout.size, device=evaluator.sources.device)
-        evaluator.sources.materialize(recipe, flat)
+        flat = torch.empty(layout.size, device=network.sources.device)
+        network.sources.materialize(recipe, flat)
         flats.append(torch.cat([flat[s.start : s.stop] for s in layout.slots if s.parameter]).double())
     return {(i, j): float((flats[i] - flats[j]).norm()) for i, j in combinations(range(len(flats)), 2)}
 

@@ -15,6 +15,7 @@ from hfmega.data.images import Split, label_order, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
 from hfmega.models.preprocessing import normalizer
@@ -92,10 +93,10 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
     turned = align.apply(config, states, alignment.permutations)
-    evaluator = Evaluator(config, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
-    output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
-    output.detail(f"convolutions with the BatchNorm behind them folded in: {len(evaluator.folded or ())}")
-    if settings.calibrate and not evaluator.can_calibrate:
+    network = Network(config, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
+    output.detail(f"{network.sources.layout.size:,} floats in each source, batches of {network.batch_size} images")
+    output.detail(f"convolutions with the BatchNorm behind them folded in: {len(network.folded or ())}")
+    if settings.calibrate and not network.can_calibrate:
         raise HfmegaError(
             "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
         )
@@ -109,7 +110,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],
-        evaluator,
+        Evaluator(network),
         alignment,
         tuple(notes),
     )

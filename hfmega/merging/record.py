@@ -34,7 +34,7 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     leaves = {c.name: source_alone(k, len(job.checkpoints)) for k, c in enumerate(job.checkpoints)}
     earlier = {member.name: member.recipe for member in job.members if member.inputs}
     average = centroid([member.recipe for member in job.merged])
-    single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.can_calibrate)
+    single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.network.can_calibrate)
     together = ensembles(evaluator, len(leaves), job.test)
     judged = evaluator.answers([rival.recipe for rival in single], job.test)
     nodes = evaluator.answers([*earlier.values(), *(merged.chosen.recipe for merged in tree[:-1])], job.test)
@@ -111,18 +111,18 @@ def node_entry(merged: Merged, accuracy: float) -> NodeEntry:
 
 def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Recipe]) -> str:
     """Weights, statistics, permutations, offsets and config of the merged model; returns the sha256 of the weights."""
-    evaluator = job.evaluator
-    statistics = evaluator.statistics(recipe)
+    network = job.evaluator.network
+    statistics = network.statistics(recipe)
     if statistics:
         save_weights(statistics, folder / STATISTICS)
-    evidence = {f"{lineage.EVIDENCE}/{key}": tensor for key, tensor in evaluator.sources.evidence.items()}
+    evidence = {f"{lineage.EVIDENCE}/{key}": tensor for key, tensor in network.sources.evidence.items()}
     beside = {**job.alignment.tensors, **(evidence if recipe.static else {}), **lineage.offset_tensors(recipe, nodes)}
     if beside:
         save_weights(beside, folder / RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
     config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
-    return save_weights(rebuild(evaluator.sources, recipe, statistics), folder / WEIGHTS)
+    return save_weights(rebuild(network.sources, recipe, statistics), folder / WEIGHTS)
 
 
 def source_entry(checkpoint: Checkpoint, references: list[Reference]) -> SourceEntry:

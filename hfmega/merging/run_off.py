@@ -34,7 +34,7 @@ def calibration_pays(evaluator: Evaluator, members: Mapping[str, Recipe], split:
 
     Worth 4 to 13 points on sources whose running statistics lag, and a loss on some fine-tunes: both are tried.
     """
-    if not evaluator.can_calibrate:
+    if not evaluator.network.can_calibrate:
         return False
 
     def lowest(calibrate: bool) -> float:

@@ -60,7 +60,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
 
 def searcher_of(job: Job, inputs: Sequence[Recipe], seed: int) -> Searcher:
     """The search that the settings name, over some recipes."""
-    settings, sources = job.settings.search, job.evaluator.sources
+    settings, sources = job.settings.search, job.evaluator.network.sources
     if job.settings.method == "learned":
         return Learned(inputs, settings, seed, job.evaluator, job.search)
     return SEARCHERS[job.settings.method](inputs, settings, seed, sources.groups(settings.genome).count)
@@ -87,14 +87,14 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
     with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
         bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
         while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
-            before, started = evaluator.images_seen, time.perf_counter()
+            before, started = evaluator.network.images_seen, time.perf_counter()
             asked = {node: searcher.ask() for node, searcher in active.items()}
             first = not any(searcher.history for searcher in active.values())
             told = scores_of(list(asked.values()), job, first, bar.advance)
             for (node, searcher), scores in zip(active.items(), told, strict=True):
                 searcher.tell(scores)
                 progress.scores.setdefault(node.name, []).append(scores)
-            images, seconds = evaluator.images_seen - before, time.perf_counter() - started
+            images, seconds = evaluator.network.images_seen - before, time.perf_counter() - started
             progress.forward_passes += images
             progress.seconds += seconds
             save(progress, record, evaluator)

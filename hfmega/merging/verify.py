@@ -17,6 +17,7 @@ from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers, answers, compare, wilson
 from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.folder import CARD, LINEAGE, WEIGHTS
 from hfmega.hub import pull
 from hfmega.merging import replay
@@ -78,9 +79,9 @@ def verify(source: str, dataset: str | None, places: Path | None) -> Iterator[Ch
         yield Check("images", False, str(error))
         return
     yield attempt("images", lambda: same_images(merge.lineage, splits))
-    evaluator = Evaluator(checkpoint.config, rebuilt.sources, splits.get("calibration"))
-    yield attempt("statistics", lambda: same_statistics(merge, evaluator))
-    yield attempt("evaluation", lambda: same_accuracies(merge, evaluator, splits["test"]))
+    network = Network(checkpoint.config, rebuilt.sources, splits.get("calibration"))
+    yield attempt("statistics", lambda: same_statistics(merge, network))
+    yield attempt("evaluation", lambda: same_accuracies(merge, Evaluator(network), splits["test"]))
 
 
 def attempt(name: str, check: Callable[[], str]) -> Check:
@@ -184,14 +185,14 @@ def same_images(made: Lineage, splits: Mapping[str, Split]) -> str:
     return ", ".join(f"{len(split):,} {purpose}" for purpose, split in splits.items())
 
 
-def same_statistics(merge: Merge, evaluator: Evaluator) -> str:
+def same_statistics(merge: Merge, network: Network) -> str:
     """BatchNorm statistics that were re-estimated come out again, within a tolerance."""
     made, path = merge.lineage, merge.folder / folder.STATISTICS
     if not made.recipe.calibrate:
         require(not path.exists(), f"there is a {folder.STATISTICS}, but the recipe asks for none")
         return "none were re-estimated"
     recorded = read_tensors(path, str(path))
-    found = evaluator.statistics(made.recipe)
+    found = network.statistics(made.recipe)
     require(found.keys() == recorded.keys(), f"{folder.STATISTICS} has other tensors than the network")
     for name, tensor in found.items():
         near = close(recorded[name].float(), tensor.float())
@@ -231,7 +232,7 @@ def references(made: Lineage, evaluator: Evaluator, test: Split) -> dict[str, An
     leaves = {source.name: source_alone(k, len(made.sources)) for k, source in enumerate(made.sources)}
     earlier = {node.name: node.recipe for node in made.nodes if not node.chosen}
     averaged = list(leaves.values())[: -1 if made.settings.get("base") else None]
-    single = rivals(leaves | earlier, centroid(averaged), made.recipe.calibrate, evaluator.can_calibrate)
+    single = rivals(leaves | earlier, centroid(averaged), made.recipe.calibrate, evaluator.network.can_calibrate)
     single = [rival for rival in single if not (earlier and rival.kind == "average")]
     judged = dict(zip((r.name for r in single), evaluator.answers([r.recipe for r in single], test), strict=True))
     return judged | dict(ensembles(evaluator, len(leaves), test))

@@ -15,7 +15,7 @@ from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
 from hfmega.data.images import load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
-from hfmega.evaluation.evaluator import any_images
+from hfmega.evaluation.network import any_images
 from hfmega.evaluation.processes import processes
 from hfmega.folder import CONFIG, WEIGHTS, check_output, finish, open_run
 from hfmega.hub import pull

@@ -20,6 +20,7 @@ from hfmega.data.dataset import Dataset
 from hfmega.data.images import READ_AHEAD, Split, even, fits, in_file, load_split, room, stratified
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.hub.pull import pull
 from hfmega.merging.merge import merge
 from hfmega.output import Output
@@ -42,7 +43,7 @@ def free_memory(count: int) -> Iterator[None]:
 
 def new_evaluator(tiny_sources: tuple[Path, Path], calibration: Split) -> Evaluator:
     sources = [pull(str(folder)) for folder in tiny_sources]
-    return Evaluator(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration)
+    return Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration))
 
 
 def load(tiny_sources: tuple[Path, Path], digits: Dataset, first: int, last: int) -> Split:
@@ -102,10 +103,10 @@ def test_streamed_images_give_the_scores_and_statistics_of_resident_ones(
     assert {(loader.num_workers, loader.prefetch_factor) for loader in loaders} == {
         (1, READ_AHEAD) if sys.platform == "linux" else (0, None)
     }
-    assert torch.equal(streamed.predict(RECIPES[3], outside), resident.predict(RECIPES[3], held_out))
-    expected = resident.statistics(RECIPES[3])
-    assert all(torch.equal(found, expected[name]) for name, found in streamed.statistics(RECIPES[3]).items())
-    assert streamed.images_seen == resident.images_seen
+    assert torch.equal(streamed.network.predict(RECIPES[3], outside), resident.network.predict(RECIPES[3], held_out))
+    expected = resident.network.statistics(RECIPES[3])
+    assert all(torch.equal(found, expected[name]) for name, found in streamed.network.statistics(RECIPES[3]).items())
+    assert streamed.network.images_seen == resident.network.images_seen
 
 
 @pytest.mark.parametrize(
@@ -153,5 +154,5 @@ def test_the_evaluator_asks_what_fits(
 ) -> None:
     images = load(tiny_sources, digits, 0, 50)
     evaluator = new_evaluator(tiny_sources, images)
-    monkeypatch.setattr("hfmega.evaluation.evaluator.fits", lambda *_: False)
-    assert evaluator.resident(images)[0] is images.images
+    monkeypatch.setattr("hfmega.evaluation.network.fits", lambda *_: False)
+    assert evaluator.network.resident(images)[0] is images.images

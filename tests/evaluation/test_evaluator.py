@@ -13,7 +13,8 @@ from hfmega.data.dataset import Dataset, open_dataset, rows_of
 from hfmega.data.images import Split, load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint, predict_checkpoint
-from hfmega.evaluation.evaluator import CALIBRATION_BATCH, Evaluator, Precision, Score, attach
+from hfmega.evaluation.evaluator import Evaluator, Score
+from hfmega.evaluation.network import CALIBRATION_BATCH, Network, Precision, attach
 from hfmega.hub import pull
 from hfmega.models.timm_library import build
 from hfmega.search.recipe import Noise, Recipe, source_alone, uniform_average
@@ -36,7 +37,7 @@ def untrained(given: dict[str, Any], *seeds: int) -> Sources:
 
 def evaluator_on(digits: Dataset, given: dict[str, Any], calibration: int = CALIBRATION) -> Evaluator:
     images = load_split(digits, np.arange(calibration), given, "calibration") if calibration else None
-    return Evaluator(given, untrained(given, 1, 2), images)
+    return Evaluator(Network(given, untrained(given, 1, 2), images))
 
 
 def images_of(digits: Dataset, given: dict[str, Any]) -> Split:
@@ -61,7 +62,7 @@ def evaluator(trained: list[Checkpoint], digits: Dataset) -> Evaluator:
     states = [load_weights(checkpoint) for checkpoint in trained]
     given = trained[0].config
     calibration = load_split(digits, np.arange(900, 900 + CALIBRATION), given, "calibration")
-    return Evaluator(given, Sources(states, dict(build(given).named_parameters())), calibration)
+    return Evaluator(Network(given, Sources(states, dict(build(given).named_parameters())), calibration))
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,10 @@ def test_a_blend_with_noise_scores_as_its_weights_do_in_plain_pytorch(
     evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
 ) -> None:
     recipe = Recipe((0.9, 0.1), (Noise(1, 0.02, 0.01, "element"),))
-    flat = torch.empty(evaluator.sources.layout.size)
-    evaluator.sources.materialize(recipe, flat)
+    flat = torch.empty(evaluator.network.sources.layout.size)
+    evaluator.network.sources.materialize(recipe, flat)
     model = plain(trained[0])
-    model.load_state_dict(evaluator.sources.state_dict(flat))
+    model.load_state_dict(evaluator.network.sources.state_dict(flat))
     correct, loss = plain_score(model, unseen, trained[0].config)
     (score,) = evaluator.scores([recipe], unseen)
     assert score.correct == correct
@@ -137,7 +138,7 @@ def test_calibrated_statistics_are_exact_averages_over_the_images(
     images = load_split(digits, np.arange(900, 900 + CALIBRATION), trained[1].config, "calibration")
     assert CALIBRATION % CALIBRATION_BATCH["cpu"]
     expected = exact_statistics(plain(trained[1]), plain_input(images, trained[1].config), CALIBRATION_BATCH["cpu"])
-    found = evaluator.statistics(source_alone(1, 2, calibrate=True))
+    found = evaluator.network.statistics(source_alone(1, 2, calibrate=True))
     assert set(found) == set(expected)
     assert len(found) == 18
     # float32 sums over the pixels of a batch err by 5e-5; batches of equal weight would err by up to 1e-2
@@ -150,7 +151,7 @@ def test_calibration_changes_the_statistics_alone(
 ) -> None:
     recipe = source_alone(0, 2, calibrate=True)
     model = plain(trained[0])
-    model.load_state_dict({**load_weights(trained[0]), **evaluator.statistics(recipe)})
+    model.load_state_dict({**load_weights(trained[0]), **evaluator.network.statistics(recipe)})
     correct, loss = plain_score(model, unseen, trained[0].config)
     (score,) = evaluator.scores([recipe], unseen)
     assert score.correct == correct
@@ -159,9 +160,9 @@ def test_calibration_changes_the_statistics_alone(
 
 def test_calibration_does_not_depend_on_what_was_evaluated_before(evaluator: Evaluator) -> None:
     wanted, other = source_alone(0, 2, calibrate=True), uniform_average(2, calibrate=True)
-    first = evaluator.statistics(wanted)
-    evaluator.statistics(other)
-    again = evaluator.statistics(wanted)
+    first = evaluator.network.statistics(wanted)
+    evaluator.network.statistics(other)
+    again = evaluator.network.statistics(wanted)
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
@@ -172,7 +173,7 @@ def test_calibration_repairs_statistics_that_lag(evaluator: Evaluator, unseen: S
 
 
 def test_without_calibration_there_are_no_statistics_to_give(evaluator: Evaluator) -> None:
-    assert evaluator.statistics(source_alone(0, 2)) == {}
+    assert evaluator.network.statistics(source_alone(0, 2)) == {}
 
 
 def test_a_last_calibration_batch_of_one_image_is_averaged_too(digits: Dataset) -> None:
@@ -186,8 +187,8 @@ def test_half_precision_statistics_are_rounded_as_they_are_saved(digits: Dataset
     given = config(8)
     halves = {n: t.half() if t.is_floating_point() else t for n, t in build(given, 1).state_dict().items()}
     images = load_split(digits, np.arange(50), given, "calibration")
-    evaluator = Evaluator(given, Sources([halves], dict(build(given).named_parameters())), images)
-    statistics = evaluator.statistics(Recipe((1.0,), calibrate=True))
+    evaluator = Evaluator(Network(given, Sources([halves], dict(build(given).named_parameters())), images))
+    statistics = evaluator.network.statistics(Recipe((1.0,), calibrate=True))
     assert all(torch.equal(tensor.half().float(), tensor) for tensor in statistics.values())
     assert statistics["bn1.running_mean"].any()
 
@@ -197,9 +198,9 @@ def test_a_recipe_already_scored_is_not_evaluated_again(digits: Dataset) -> None
     evaluator, unseen, heard = evaluator_on(digits, given), images_of(digits, given), []
     recipes = [source_alone(0, 2), uniform_average(2), source_alone(0, 2)]
     scores = evaluator.scores(recipes, unseen, heard.append)
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     assert evaluator.scores(recipes[::-1], unseen, heard.append) == scores[::-1]
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     assert sum(heard) == 6
 
 
@@ -207,7 +208,7 @@ def test_calibration_passes_are_counted(digits: Dataset) -> None:
     given = config(8)
     evaluator = evaluator_on(digits, given)
     evaluator.scores([uniform_average(2, calibrate=True)], images_of(digits, given))
-    assert evaluator.images_seen == CALIBRATION + 200
+    assert evaluator.network.images_seen == CALIBRATION + 200
 
 
 def test_a_remembered_score_is_not_computed(digits: Dataset) -> None:
@@ -215,7 +216,7 @@ def test_a_remembered_score_is_not_computed(digits: Dataset) -> None:
     evaluator, unseen, known = evaluator_on(digits, given), images_of(digits, given), Score(199, 200, 0.25)
     evaluator.remember(uniform_average(2), unseen, known)
     assert evaluator.scores([uniform_average(2)], unseen) == [known]
-    assert evaluator.images_seen == 0
+    assert evaluator.network.images_seen == 0
 
 
 def test_a_score_is_remembered_for_its_images_only(digits: Dataset) -> None:
@@ -241,7 +242,7 @@ def test_an_infinite_weight_that_a_relu_hides_scores_nothing_too(digits: Dataset
     model, other = build(given, 1), build(given, 2)
     states = [{n: t.half() if t.is_floating_point() else t for n, t in m.state_dict().items()} for m in (model, other)]
     states[0]["bn1.bias"][0] = -65504
-    evaluator = Evaluator(given, Sources(states, dict(model.named_parameters())), None)
+    evaluator = Evaluator(Network(given, Sources(states, dict(model.named_parameters())), None))
     unseen, beyond = images_of(digits, given), Recipe((1.5, -0.5))
     assert evaluator.scores([source_alone(0, 2)], unseen)[0].correct > 0
     assert evaluator.scores([beyond], unseen) == [Score(0, 200, float("inf"))]
@@ -252,16 +253,16 @@ def test_an_infinite_weight_that_a_relu_hides_scores_nothing_too(digits: Dataset
 def test_a_network_without_batchnorm_has_nothing_to_calibrate(digits: Dataset) -> None:
     given = config(32, "test_convnext")
     evaluator = evaluator_on(digits, given, calibration=10)
-    assert not evaluator.can_calibrate
-    assert evaluator.statistics(uniform_average(2, calibrate=True)) == {}
+    assert not evaluator.network.can_calibrate
+    assert evaluator.network.statistics(uniform_average(2, calibrate=True)) == {}
     few = load_split(digits, np.arange(20), given, "few")
     one, other = evaluator.scores([uniform_average(2), uniform_average(2, calibrate=True)], few)
     assert one == other
 
 
 def test_without_calibration_images_there_is_nothing_to_calibrate_on(digits: Dataset) -> None:
-    assert not evaluator_on(digits, config(8), calibration=0).can_calibrate
-    assert evaluator_on(digits, config(8)).can_calibrate
+    assert not evaluator_on(digits, config(8), calibration=0).network.can_calibrate
+    assert evaluator_on(digits, config(8)).network.can_calibrate
 
 
 def test_the_weights_of_the_network_are_views_of_the_recipe_s(digits: Dataset) -> None:
@@ -286,7 +287,7 @@ def test_a_prediction_is_the_log_probabilities_of_a_recipe(
     evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
 ) -> None:
     for index in range(2):
-        prediction = evaluator.predict(source_alone(index, 2), unseen)
+        prediction = evaluator.network.predict(source_alone(index, 2), unseen)
         assert prediction.shape == (200, 10)
         assert torch.allclose(prediction, plain_prediction(trained[index], unseen), atol=1e-4)
         assert torch.allclose(prediction.exp().sum(1), torch.ones(200), atol=1e-5)
@@ -307,12 +308,12 @@ def test_answers_already_known_are_not_computed_again(digits: Dataset) -> None:
     evaluator, unseen = evaluator_on(digits, given), images_of(digits, given)
     recipes = [source_alone(0, 2), uniform_average(2), source_alone(0, 2)]
     found = evaluator.answers(recipes, unseen)
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     again = evaluator.answers(recipes[::-1], unseen)
     assert all(one is other for one, other in zip(again, found[::-1], strict=True))
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     evaluator.answers(recipes, load_split(digits, np.arange(100), given, "search"))  # other images are another question
-    assert evaluator.images_seen == 600
+    assert evaluator.network.images_seen == 600
 
 
 def test_an_ensemble_says_what_the_mean_probability_of_its_members_says(
@@ -330,10 +331,10 @@ def test_an_ensemble_already_known_is_not_computed_again_and_makes_its_members_k
     evaluator, other = evaluator_on(digits, given), evaluator_on(digits, given)
     unseen, members = images_of(digits, given), [source_alone(0, 2), source_alone(1, 2)]
     together = evaluator.ensemble(members, unseen)
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     assert evaluator.ensemble(members, unseen) is together
     alone = evaluator.answers(members, unseen)
-    assert evaluator.images_seen == 400
+    assert evaluator.network.images_seen == 400
     for known, computed in zip(alone, other.answers(members, unseen), strict=True):
         assert np.array_equal(known.loss, computed.loss)
 
@@ -344,7 +345,7 @@ def test_an_ensemble_of_very_sure_networks_is_not_counted_wrong(
     given = config(8)
     one = Split("one", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([1]), "one")
     sure = torch.tensor([[0.0, 150.0, 0.0]]).log_softmax(1)  # exp(-150) is zero in float32
-    monkeypatch.setattr(Evaluator, "predict", lambda *_: sure)
+    monkeypatch.setattr(Network, "predict", lambda *_: sure)
     found = evaluator_on(digits, given).ensemble([source_alone(0, 2), source_alone(1, 2)], one)
     assert found.correct.tolist() == [True]
     assert found.mean_loss == pytest.approx(0.0, abs=1e-6)
@@ -353,7 +354,9 @@ def test_an_ensemble_of_very_sure_networks_is_not_counted_wrong(
 def test_a_checkpoint_is_predicted_as_in_a_merge(
     evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
 ) -> None:
-    assert torch.equal(predict_checkpoint(trained[1], unseen, CPU), evaluator.predict(source_alone(1, 2), unseen))
+    assert torch.equal(
+        predict_checkpoint(trained[1], unseen, CPU), evaluator.network.predict(source_alone(1, 2), unseen)
+    )
 
 
 def test_an_evaluation_agrees_with_itself(trained: list[Checkpoint], digits: Dataset) -> None:
@@ -374,7 +377,7 @@ def test_shared_checkpoints_gain_from_calibration(shared_checkpoints: Path, shar
     calibration = load_split(dataset, rows_of(dataset, "train[5000:5500]"), checkpoint.config, "calibration")
     images = load_split(dataset, rows_of(dataset, "test[:500]"), checkpoint.config, "test")
     sources = Sources([load_weights(checkpoint)], dict(build(checkpoint.config).named_parameters()))
-    evaluator = Evaluator(checkpoint.config, sources, calibration)
+    evaluator = Evaluator(Network(checkpoint.config, sources, calibration))
     as_it_is, calibrated = evaluator.scores([Recipe((1.0,)), Recipe((1.0,), calibrate=True)], images)
     assert as_it_is.accuracy == pytest.approx(0.622, abs=0.065)  # of all 10,000; three standard errors of 500
     assert calibrated.accuracy == pytest.approx(0.727, abs=0.065)
@@ -388,11 +391,11 @@ def test_half_precision_moves_scores_a_little_and_reports_not_at_all(
     sources = Sources(states, dict(build(given).named_parameters()))
     if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{'bf16' if precision == 'bfloat16' else 'fp16'}_supported")():
         with pytest.raises(HfmegaError, match=f"this cpu does not compute in {precision}: leave the flag away."):
-            Evaluator(given, sources, None, precision)
+            Evaluator(Network(given, sources, None, precision))
         return
-    half = Evaluator(given, sources, None, precision)
-    whole, recipe = Evaluator(given, sources, None), source_alone(0, 2)
+    half = Evaluator(Network(given, sources, None, precision))
+    whole, recipe = Evaluator(Network(given, sources, None)), source_alone(0, 2)
     (rough,), (fine,) = half.scores([recipe], unseen), whole.scores([recipe], unseen)
     assert rough.loss != fine.loss
     assert rough.loss == pytest.approx(fine.loss, rel=0.02)
-    assert torch.equal(half.predict(recipe, unseen), whole.predict(recipe, unseen))
+    assert torch.equal(half.network.predict(recipe, unseen), whole.network.predict(recipe, unseen))

@@ -16,6 +16,7 @@ from hfmega.data.images import Split, load_split, stratified
 from hfmega.evaluation import race
 from hfmega.evaluation.answers import Answers
 from hfmega.evaluation.evaluator import Evaluator, Score
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.race import SEATS, Race, most_images, rungs, seats, survivors
 from hfmega.folder import WORK
 from hfmega.hub.pull import pull
@@ -120,7 +121,7 @@ def images(tiny_sources: tuple[Path, Path], digits: Dataset) -> Split:
 def new_evaluator(tiny_sources: tuple[Path, Path], digits: Dataset) -> Evaluator:
     sources = [pull(str(folder)) for folder in tiny_sources]
     calibration = load_split(digits, np.arange(900, 1100), sources[0].config, "calibration")
-    return Evaluator(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration)
+    return Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration))
 
 
 @pytest.mark.parametrize("calibrate", [False, True])
@@ -142,8 +143,8 @@ def test_who_ends_is_exact_and_who_stops_has_seen_a_beginning(
         assert [s.correct for s in raced if not s.exact] == [
             e.correct for e, s in zip(estimates, raced, strict=True) if not s.exact
         ]
-    assert racing.images_seen == most_images(12, 0, 900, 200 if calibrate else 0)
-    assert racing.images_seen < exact.images_seen * (0.75 if calibrate else 0.6)
+    assert racing.network.images_seen == most_images(12, 0, 900, 200 if calibrate else 0)
+    assert racing.network.images_seen < exact.network.images_seen * (0.75 if calibrate else 0.6)
 
 
 def test_an_exact_score_has_its_seat_and_is_not_computed_again(
@@ -152,11 +153,11 @@ def test_an_exact_score_has_its_seat_and_is_not_computed_again(
     evaluator = new_evaluator(tiny_sources, digits)
     population = [Recipe((a / 11, 1 - a / 11)) for a in range(12)]
     (known,) = evaluator.scores(population[:1], images)
-    before = evaluator.images_seen
+    before = evaluator.network.images_seen
     (raced,) = evaluator.race([population], images, Race(test=False))
     assert raced[0] == known
     assert sum(score.exact for score in raced) == 4
-    assert evaluator.images_seen - before == most_images(11, 1, 900)
+    assert evaluator.network.images_seen - before == most_images(11, 1, 900)
 
 
 def test_a_first_population_is_not_halved(tiny_sources: tuple[Path, Path], digits: Dataset, images: Split) -> None:
@@ -165,10 +166,10 @@ def test_a_first_population_is_not_halved(tiny_sources: tuple[Path, Path], digit
     evaluator, certain = (new_evaluator(tiny_sources, digits) for _ in range(2))
     (raced,) = evaluator.race([population], images, Race(halving=False))
     assert {score.total for score in raced} <= {300, 900}
-    assert evaluator.images_seen == sum(score.total for score in raced)
+    assert evaluator.network.images_seen == sum(score.total for score in raced)
     (all_exact,) = certain.race([population], images, Race(halving=False, test=False))
     assert all(score.exact for score in all_exact)
-    assert certain.images_seen == most_images(12, 0, 900, halving=False) == 12 * 900
+    assert certain.network.images_seen == most_images(12, 0, 900, halving=False) == 12 * 900
     ended = [k for k, score in enumerate(raced) if score.exact]
     assert max(range(12), key=lambda k: all_exact[k].correct) in ended
     assert tree.rules(True, "loss") == Race(halving=False, fitness="loss")
@@ -225,14 +226,14 @@ def test_a_merge_races_unless_it_is_told_not_to(tiny_sources: tuple[Path, Path],
     job = prepare(settings, Output(muted=True))
     passed = {}
     for exact in (False, True):
-        before = job.evaluator.images_seen
+        before = job.evaluator.network.images_seen
         job.evaluator.forget(job.search)
         _, progress = tree.grow(
             replace(job, settings=replace(settings, exact=exact, output=folder(tmp_path, exact))), Output(muted=True)
         )
         passed[exact] = progress.forward_passes
         assert all(score.exact for scores in progress.scores["merge"] for score in scores) == exact
-        assert job.evaluator.images_seen - before >= passed[exact]
+        assert job.evaluator.network.images_seen - before >= passed[exact]
     assert passed[True] == (12 + 11 + 11) * 810
     assert passed[False] < 0.7 * passed[True]
     assert {name: preset.exact for name, preset in PRESETS.items()} == {"default": False, "paper": True, "author": True}

@@ -45,7 +45,7 @@ def test_the_images_counted_are_those_that_the_merge_passes(
     assert price.evaluations == 6 + 3 * 5
     carry_out(job, Output(muted=True))
     counted = price.searching + price.showing
-    assert counted / 1.2 < job.evaluator.images_seen < counted * 1.2
+    assert counted / 1.2 < job.evaluator.network.images_seen < counted * 1.2
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_learned_coefficients_lower_the_loss_that_they_learn_from(tiny_sources: 
     splits = SplitRequest(confirm_share=0.0)
     job = prepare(MergeSettings(sources, Path("unused"), "digits", splits=splits), Output(muted=True))
     inputs = [replace(member.recipe, calibrate=True) for member in job.members]
-    before, losses = job.evaluator.images_seen, []
+    before, losses = job.evaluator.network.images_seen, []
     search = Learned(inputs, replace(DEFAULT, genome="channel"), 0, job.evaluator, job.search)
     while not search.done:
         scores = job.evaluator.scores(search.ask(), job.search)
@@ -146,7 +146,7 @@ def test_learned_coefficients_lower_the_loss_that_they_learn_from(tiny_sources: 
         search.tell(scores)
     assert losses[1] < losses[0] - 0.01
     learning = 3 * 10 * len(job.search)  # ten epochs, a step three times a forward pass
-    assert job.evaluator.images_seen - before > learning
+    assert job.evaluator.network.images_seen - before > learning
 
 
 def test_a_method_without_groups_refuses_a_genome(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

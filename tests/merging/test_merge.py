@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hfmega.data.dataset import open_dataset
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
-from hfmega.evaluation.evaluator import Evaluator
+from hfmega.evaluation.network import Network
 from hfmega.folder import PUBLISHED
 from hfmega.hub import pull
 from hfmega.merging.merge import merge
@@ -119,15 +119,15 @@ def test_the_same_command_gives_the_same_bytes(
 def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
     merged: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, score = [0], Evaluator._look
+    calls, score = [0], Network.look
 
-    def interrupted(self: Evaluator, *arguments: Any, **named: Any) -> Any:
+    def interrupted(self: Network, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] == 15:  # 6 to decide on calibration, then in the third generation
             raise KeyboardInterrupt
         return score(self, *arguments, **named)
 
-    monkeypatch.setattr(Evaluator, "_look", interrupted)
+    monkeypatch.setattr(Network, "look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_sources, tmp_path / "out")
     assert not (tmp_path / "out" / "lineage.json").exists()

@@ -26,6 +26,7 @@ from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.evaluation.evaluator import Evaluator, Score
+from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging.merge import merge
 from hfmega.merging.pairing import NODE_SEEDS, Node, batches, closest_pairs, distances, ordered, plan
@@ -298,12 +299,14 @@ def test_the_accuracy_of_each_node_is_that_of_its_rebuilt_weights(
     sources = mix(leaves, [load_weights(leaf) for leaf in leaves])
     config = leaves[0].config
     images = load_split(digits, rows_of(digits, "train[900:1000]"), config, "calibration")
-    evaluator = Evaluator(config, sources, images)
+    evaluator = Evaluator(Network(config, sources, images))
     found = []
     for node in made.nodes:
         folder = tmp_path / node.name
         folder.mkdir()
-        save_weights(rebuild(sources, node.recipe, evaluator.statistics(node.recipe)), folder / "model.safetensors")
+        save_weights(
+            rebuild(sources, node.recipe, evaluator.network.statistics(node.recipe)), folder / "model.safetensors"
+        )
         shutil.copy(eight[0] / "config.json", folder)
         found.append(evaluate_checkpoint(pull.pull(str(folder)), digits, "test[:200]").accuracy)
     assert [node.accuracy for node in made.nodes] == found
@@ -372,21 +375,21 @@ class Watch:
 
 def watch(monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int] | None = None) -> Watch:
     """Look on while a tree grows; an interrupt at the first individual of the generation `stop`."""
-    seen, score = Watch(), Evaluator._look
+    seen, score = Watch(), Network.look
 
     class Watched(MeGA):
         def ask(self) -> tuple[Recipe, ...]:
             seen.asked.append((f"merge-{(self.seed - SEED) // NODE_SEEDS + 1}", len(self.history) + 1))
             return super().ask()
 
-    def interrupted(self: Evaluator, *arguments: Any, **named: Any) -> Answers:
+    def interrupted(self: Network, *arguments: Any, **named: Any) -> Answers:
         if seen.asked and seen.asked[-1] == stop:
             raise KeyboardInterrupt
         seen.evaluated += seen.asked[-1:]
         return score(self, *arguments, **named)
 
     monkeypatch.setitem(SEARCHERS, "mega", Watched)
-    monkeypatch.setattr(Evaluator, "_look", interrupted)
+    monkeypatch.setattr(Network, "look", interrupted)
     return seen
 
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.system
 MEASURE = """
 import resource, sys
 import numpy as np
+from hfmega.evaluation.network import Network
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import load_split
 from hfmega.evaluation.evaluator import Evaluator
@@ -26,7 +27,7 @@ from hfmega.weights.sources import mix
 from dataclasses import replace
 sources, population = [pull.pull(folder) for folder in sys.argv[1:3]], int(sys.argv[3])
 images = load_split(open_dataset("digits"), np.arange(4), sources[0].config, "few")
-evaluator = Evaluator(sources[0].config, mix(sources, [load_weights(s) for s in sources]), None)
+evaluator = Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), None))
 search = MeGA([source_alone(k, 2) for k in range(2)], replace(DEFAULT, population=population, generations=2), seed=0)
 while not search.done:
     search.tell(evaluator.scores(search.ask(), images))

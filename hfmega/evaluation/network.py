@@ -1,0 +1,197 @@
+"""One network on one device whose weights are views of a flat vector that recipes are materialized into."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.answers import Answers, answers
+from hfmega.models.fold import fold
+from hfmega.models.preprocessing import normalizer, preprocessing_of
+from hfmega.models.timm_library import build
+from hfmega.search.recipe import Recipe, source_alone
+from hfmega.weights.sources import Sources
+from hfmega.weights.tensors import finite
+
+# Large enough to fill a GPU; on a CPU small enough for its caches (from 16 to 128, rates are within a tenth: `make
+# bench`). Not probed by time: the batch size moves the last bits of a forward pass, and a result must not depend on how
+# busy the machine was.
+BATCH_SIZE: Final = {"cpu": 32, "cuda": 1024}
+CALIBRATION_BATCH: Final = {"cpu": 128, "cuda": 1024}  # statistics of small batches miss what lies between them
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """What convolutions and products of scores are computed in. Raises HfmegaError where the device has no such."""
+    if precision == "float32":
+        return torch.float32
+    if device.type == "cpu":
+        known = torch.ops.mkldnn
+        has = known._is_mkldnn_bf16_supported() if precision == "bfloat16" else known._is_mkldnn_fp16_supported()
+    else:
+        has = precision == "float16" or device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if not has:
+        raise HfmegaError(f"this {device.type} does not compute in {precision}: leave the flag away.")
+    return torch.bfloat16 if precision == "bfloat16" else torch.float16
+
+
+class Network:
+    """A network, the sources of its weights, and the images that its BatchNorm statistics are re-estimated from.
+
+    precision: of what steers a search (`look`); statistics and whatever is reported are float32.
+    images_seen: passes of one image through the network so far.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], sources: Sources, calibration: Split | None, precision: Precision = "float32"
+    ) -> None:
+        self.sources = sources
+        self.images_seen = 0
+        self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
+        self.calibration_batch = CALIBRATION_BATCH.get(sources.device.type, CALIBRATION_BATCH["cpu"])
+        self._precision = dtype_of(precision, sources.device)
+        self._calibration = calibration
+        self._flat = torch.empty(sources.layout.size, device=sources.device)
+        self._model = attach(build(config).to(sources.device), sources, self._flat)
+        self._norms = [
+            m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
+        self._normalize = normalizer(config, sources.device)
+        self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sources.materialize(source_alone(0, len(sources)), self._flat)
+        self.folded = fold(self._model, self._normalize(any_images(config, 2).to(sources.device)))
+
+    @property
+    def can_calibrate(self) -> bool:
+        """Whether the network has BatchNorm statistics and there are images to re-estimate them from."""
+        return bool(self._norms) and self._calibration is not None and len(self._calibration) > 1
+
+    def look(self, recipe: Recipe, split: Split, start: int, stop: int) -> Answers:
+        """What one recipe says of the images from start to stop, with folded BatchNorm; NaN or Inf: all wrong.
+
+        A recipe that re-estimates its statistics starts from the first image again, with more calibration images.
+        """
+        self._prepare(recipe, stop / len(split))
+        if recipe.calibrate and self.can_calibrate:
+            start = 0
+        if not self._sound:
+            return Answers(np.zeros(stop - start, bool), np.full(stop - start, math.inf))
+        network = self._model
+        if self.folded:
+            self.folded.update()
+            network = self.folded.network
+        half = self._precision != torch.float32
+        with torch.autocast(self.sources.device.type, self._precision) if half else nullcontext():
+            parts = batches(range(start, stop), self.batch_size)
+            found = torch.cat([self._forward(x, network) for x in self._images(split, parts)])
+        return answers(found, self.resident(split)[1][start:stop])
+
+    def predict(self, recipe: Recipe, split: Split) -> Tensor:
+        """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""
+        self._prepare(recipe)
+        parts = batches(range(len(split)), self.batch_size)
+        found = torch.cat([self._forward(x).cpu() for x in self._images(split, parts)])
+        return found if self._sound else torch.full_like(found, math.nan)
+
+    def statistics(self, recipe: Recipe) -> dict[str, Tensor]:
+        """The BatchNorm statistics that calibration gives a recipe, by tensor name; empty if it asks for none."""
+        self._prepare(recipe)
+        if not (recipe.calibrate and self.can_calibrate):
+            return {}
+        state = self._model.state_dict()
+        return {name: state[name].clone().cpu() for name in state if name.endswith(("running_mean", "running_var"))}
+
+    def prepared(self, recipe: Recipe) -> nn.Module:
+        """The network with the weights of a recipe, until the next one."""
+        self._prepare(recipe)
+        return self._model
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 images as the network takes them."""
+        return self._normalize(images)
+
+    @contextmanager
+    def batch_statistics(self, wanted: bool) -> Iterator[nn.Module]:
+        """The network, for `functional_call`; if wanted, BatchNorm uses the statistics of each batch."""
+        for norm in self._norms if wanted else ():
+            norm.train()
+        try:
+            yield self._model
+        finally:
+            self._model.eval()
+
+    def resident(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The split on the device, moved there once; images that do not fit stay where they are."""
+        if split.fingerprint not in self._on_device:
+            device = self.sources.device
+            images = split.images.to(device) if fits(split.images, device) else split.images
+            self._on_device[split.fingerprint] = images, split.labels.to(device)
+        return self._on_device[split.fingerprint]
+
+    def _prepare(self, recipe: Recipe, share: float = 1.0) -> None:
+        """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that.
+
+        share: of the calibration images that are used, at least two.
+        """
+        self.sources.materialize(recipe, self._flat)
+        if recipe.calibrate and self.can_calibrate:
+            assert self._calibration is not None
+            count = len(self._calibration)
+            self._calibrate(self._calibration, range(0, count, min(round(1 / share), count // 2)))
+
+    def _calibrate(self, split: Split, rows: range) -> None:
+        """Statistics as exact averages over some images, each image with the same weight.
+
+        Not a moving average: the momentum of each batch is its share of the images seen so far.
+        """
+        for norm in self._norms:
+            norm.train()
+        seen = 0
+        parts = even(rows, self.calibration_batch)  # a single image has no variance
+        for batch in self._images(split, parts):
+            seen += len(batch)
+            for norm in self._norms:
+                norm.momentum = len(batch) / seen
+            self._forward(batch)
+        for norm in self._norms:
+            norm.eval()
+        self.sources.settle(self._flat)
+
+    @torch.inference_mode()
+    def _forward(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
+        """uint8 images -> log-probabilities, float32 [images, classes]."""
+        self.images_seen += len(images)
+        return (network or self._model)(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
+
+    @property
+    def _sound(self) -> bool:
+        """Whether all weights are finite: a ReLU may hide from the answers that one is not."""
+        return finite(self._flat)
+
+    def _images(self, split: Split, parts: Sequence[range]) -> Iterator[Tensor]:
+        """Parts of the images of a split, one after another on the device."""
+        images, labels = self.resident(split)
+        if in_file(images) or images.device != labels.device:
+            return stream(images, parts, labels.device)
+        return (cut(images, part) for part in parts)
+
+
+def any_images(config: dict[str, Any], count: int) -> Tensor:
+    """uint8 [count, channels, height, width] of noise, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, *preprocessing_of(config)["input_size"]), dtype=torch.uint8, generator=generator)
+
+
+def attach(model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:
+    """Make the float tensors of a network views of a flat vector, float32 [layout.size]."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, view in sources.layout.views(flat).items():
+        tensors[name].data = view
+        tensors[name].requires_grad_(False)
+    return model.eval()
