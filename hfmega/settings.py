@@ -62,6 +62,7 @@ class SplitRequest:
     """What the user said of the splits, in `datasets` slice syntax; None is: choose for me.
 
     fitness_images: how many of the fitness images are used, drawn at random; None: all.
+    distill: unlabelled images for the last mile, if it distills; None: all images that calibration may take.
     """
 
     fitness: str | None = None
@@ -70,6 +71,34 @@ class SplitRequest:
     test: str | None = None
     confirm_share: float = 0.4
     allow_leak: bool = False
+    distill: str | None = None
+    distills: bool = False
+
+
+@dataclass(frozen=True)
+class LastMileSettings:
+    """A short training after the merge. distill: from the ensemble's answers on unlabelled images; fine_tune: from the
+    labels of the search images. epochs, learning_rate None: as many as show 45,000 images; two rates are tried.
+
+    Raises HfmegaError for constants that train nothing.
+    """
+
+    distill: bool = False
+    fine_tune: bool = False
+    epochs: int | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise HfmegaError(f"--last-epochs must be at least 1, not {self.epochs}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise HfmegaError(f"--last-lr must be above 0, not {self.learning_rate}.")
+        if not self.wanted and (self.epochs or self.learning_rate):
+            raise HfmegaError("--last-epochs and --last-lr belong to a last mile: add --distill or --fine-tune.")
+
+    @property
+    def wanted(self) -> bool:
+        return self.distill or self.fine_tune
 
 
 Method = Literal[
@@ -137,6 +166,7 @@ class MergeSettings:
     exact: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     control: bool = False
+    last: LastMileSettings = LastMileSettings()
     seed: int = 0
     overwrite: bool = False
 
@@ -155,6 +185,8 @@ class MergeSettings:
             raise HfmegaError(f"--method {self.method} has one coefficient for each source: leave --genome away.")
         if not 0 < self.density <= 1:
             raise HfmegaError(f"a density of {self.density} is no share: it lies above 0 and at most at 1.")
+        if self.last.wanted and self.splits.confirm_share == 0:
+            raise HfmegaError("--distill and --fine-tune need confirm images: --confirm-share must be above 0.")
         if not math.isfinite(self.scale):
             raise HfmegaError(f"a scale of {self.scale} is no number to multiply with.")
 
@@ -186,6 +218,7 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         "exact": settings.exact,
         "precision": settings.precision,
         "control": settings.control,
+        **(recorded_last_mile(settings) if settings.last.wanted else {}),
         "confirm_share": settings.splits.confirm_share,
         "fitness_split": settings.splits.fitness,
         "fitness_images": settings.splits.fitness_images,
@@ -194,4 +227,16 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         "allow_leak": settings.splits.allow_leak,
         "image_column": settings.image_column,
         "label_column": settings.label_column,
+    }
+
+
+def recorded_last_mile(settings: MergeSettings) -> dict[str, Any]:
+    """What of a last mile is recorded; older lineages, and merges without one, have none of it."""
+    last = settings.last
+    return {
+        "distill": last.distill,
+        "distill_split": settings.splits.distill,
+        "fine_tune": last.fine_tune,
+        "last_epochs": last.epochs,
+        "last_lr": last.learning_rate,
     }

@@ -26,6 +26,8 @@ class SplitPlan:
     confirm_rows: Rows
     calibration_rows: Rows
     test_rows: Rows
+    distill: str
+    distill_rows: Rows
     notes: tuple[str, ...]
     leak: str | None
 
@@ -37,6 +39,7 @@ class SplitPlan:
             "confirm": self.confirm_rows,
             "calibration": self.calibration_rows,
             "test": self.test_rows,
+            **({"distill": self.distill_rows} if len(self.distill_rows) else {}),
         }
 
 
@@ -62,6 +65,7 @@ def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], requ
     pool = _calibration_pool(dataset, known, request, slice_)
     calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
     test = _test(dataset, request, np.union1d(slice_, calibration))
+    unlabelled = _unlabelled(dataset, request, pool)
     order = permutation(len(fitness), 0, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
     if not 0 <= confirm < len(fitness):
@@ -74,8 +78,10 @@ def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], requ
         confirm_rows=np.sort(fitness[order[:confirm]]),
         calibration_rows=calibration,
         test_rows=test,
+        distill=spell(dataset, unlabelled),
+        distill_rows=unlabelled,
         notes=tuple(notes),
-        leak=_leak(request, fitness, calibration, test),
+        leak=_leak(request, fitness, calibration, test, unlabelled),
     )
 
 
@@ -100,6 +106,15 @@ def _calibration_pool(dataset: Dataset, known: Sequence[dict[str, Any]], request
     return np.setdiff1d(trained, fitness)
 
 
+def _unlabelled(dataset: Dataset, request: SplitRequest, pool: Rows) -> Rows:
+    if not request.distills:
+        return np.empty(0, np.int64)
+    rows = np.unique(rows_of(dataset, request.distill)) if request.distill else pool
+    if len(rows) == 0:
+        raise HfmegaError("--distill needs images that neither steer the search nor test it: name --distill-split.")
+    return rows
+
+
 def _test(dataset: Dataset, request: SplitRequest, used: Rows) -> Rows:
     if request.test:
         return np.unique(rows_of(dataset, request.test))
@@ -119,10 +134,11 @@ def _draw(rows: Rows, count: int, *key: object) -> Rows:
     return np.sort(rows[permutation(len(rows), *key)[:count]])
 
 
-def _leak(request: SplitRequest, fitness: Rows, calibration: Rows, test: Rows) -> str | None:
+def _leak(request: SplitRequest, fitness: Rows, calibration: Rows, test: Rows, unlabelled: Rows) -> str | None:
     """The sentence that says which images are in two splits; an error unless the user asked for it by name."""
     pairs = [("fitness", fitness, "test", test), ("fitness", fitness, "calibration", calibration)]
-    pairs.append(("calibration", calibration, "test", test))
+    pairs += [("calibration", calibration, "test", test)]
+    pairs += [("distill", unlabelled, "test", test), ("fitness", fitness, "distill", unlabelled)]
     for first, some, second, others in pairs:
         shared = len(np.intersect1d(some, others))
         if shared and not request.allow_leak:

@@ -91,7 +91,7 @@ def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> lis
     start = rebuild(job.evaluator.network.sources, best, job.evaluator.network.statistics(best))
     tried = []
     for rate in LEARNING_RATES:
-        network = Network(config_of(job), alone(job, train(job, start, epochs, rate)), job.calibration)
+        network = Network(config_of(job), alone(job, fine_tune(job, start, epochs, rate)), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
@@ -106,17 +106,29 @@ def config_of(job: Job) -> dict[str, Any]:
     return job.checkpoints[0].config
 
 
-def train(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[str, Tensor]:
-    """Adam on the search images."""
-    config = config_of(job)
+def fine_tune(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[str, Tensor]:
+    """Train on the labels of the search images at a constant rate."""
+    schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
+    with TemporaryDirectory() as scratch:
+        state, quiet = Path(scratch) / "state", Output(muted=True)
+        return train(job, start, job.search.images, job.search.labels, schedule, state, quiet)
+
+
+def train(
+    job: Job,
+    start: dict[str, Tensor],
+    images: Tensor,
+    targets: Tensor,
+    schedule: Schedule,
+    state: Path,
+    output: Output,
+) -> dict[str, Tensor]:
+    """Train the network of a job from some weights; images, targets, state: as `fit` takes them."""
+    config, device = config_of(job), job.evaluator.state.device
     model = build(config)
     model.load_state_dict(start)
-    with TemporaryDirectory() as scratch:
-        schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
-        device = job.evaluator.state.device
-        images, labels, normalize = job.search.images, job.search.labels, normalizer(config, device)
-        fit(model.to(device), images, labels, normalize, schedule, Path(scratch) / "state", Output(muted=True))
-    return {tensor_name: tensor.detach().cpu() for tensor_name, tensor in model.state_dict().items()}
+    fit(model.to(device), images, targets, normalizer(config, device), schedule, state, output)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def alone(job: Job, state: dict[str, Tensor]) -> Sources:

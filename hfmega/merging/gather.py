@@ -90,14 +90,15 @@ def what_is_missing(found: Checkpoint, state: PartialState) -> str | None:
 def expand(found: Checkpoint) -> tuple[Recipe, list[Checkpoint]]:
     """The recipe of a source and the leaves that it is over: of a merge its own, of anything else itself.
 
-    Weights that are no longer those of their lineage are a leaf; so is a merge of aligned sources or with re-estimated
-    statistics, which its recipe cannot say.
+    Weights that are no longer those of their lineage are a leaf; so is a merge of aligned sources, with re-estimated
+    statistics, or with a last mile, which its recipe cannot say.
     """
     folder = pull.lineage_folder(found)
     if folder is None:
         return Recipe((1.0,)), [found]
     made = lineage.read(folder / LINEAGE)
-    if made.recipe.calibrate or made.aligned or made.result.sha256 != found.sha256:
+    trained = made.last_mile is not None and made.last_mile.stands
+    if made.recipe.calibrate or made.aligned or trained or made.result.sha256 != found.sha256:
         return Recipe((1.0,)), [found]
     return made.recipe, [find_source(entry, folder, None) for entry in made.sources]
 

@@ -51,13 +51,21 @@ def reference(name: str, kind: Kind, judged: Answers) -> Reference:
     return Reference(name, kind, judged.accuracy, judged.interval, judged.mean_loss)
 
 
-def judge(sha256: str, chosen: Chosen, merged: Answers, single: Sequence[Rival], judged: Sequence[Answers]) -> Result:
+def judge(
+    sha256: str,
+    chosen: Chosen,
+    merged: Answers,
+    single: Sequence[Rival],
+    judged: Sequence[Answers],
+    trained: bool = False,
+) -> Result:
     """The merged model against the best reference that is one model.
 
     A merge that is the uniform average itself is not compared with itself. A merge that is a source (calibrated or
     not) gains nothing over the sources, and the verdict says so.
     """
-    others = [(r, a) for r, a in zip(single, judged, strict=True) if r.kind != "average" or r.recipe != chosen.recipe]
+    itself = None if trained else chosen.recipe
+    others = [(r, a) for r, a in zip(single, judged, strict=True) if r.kind != "average" or r.recipe != itself]
     best, best_answers = max(others, key=lambda pair: pair[1].accuracy)
     difference = compare(merged, best_answers)
     return Result(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hfmega.folder import LINEAGE, check_output, open_run, other_settings
 from hfmega.merging import controls, direct
+from hfmega.merging.last_mile import last_mile
 from hfmega.merging.prepare import Job, prepare
 from hfmega.merging.record import failures, report
 from hfmega.merging.tree import decided, grow
@@ -65,4 +66,4 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
         )
         tried = controls.controls(job, len(tree), progress.forward_passes, output) if settings.control else []
-        return report(job, tree, progress, tried)
+        return report(job, tree, progress, tried, last_mile(job, tree[-1].chosen, output))

@@ -41,6 +41,7 @@ class Job:
     confirm: Split | None
     calibration: Split | None
     test: Split
+    unlabelled: Split | None
     evaluator: Evaluator
     alignment: align.Alignment
     notes: tuple[str, ...]
@@ -54,6 +55,7 @@ class Job:
     def splits(self) -> dict[str, Split]:
         """Purpose to images, of those that there are."""
         every = {"search": self.search, "confirm": self.confirm, "calibration": self.calibration, "test": self.test}
+        every |= {"distill": self.unlabelled}
         return {purpose: split for purpose, split in every.items() if split is not None}
 
     @property
@@ -110,6 +112,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],
+        splits.get("distill"),
         Evaluator(network),
         alignment,
         tuple(notes),

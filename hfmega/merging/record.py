@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hfmega.folder import CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS, finish, 
 from hfmega.hub import pull
 from hfmega.merging import controls
 from hfmega.merging.judge import ensembles, judge, reference, rivals
+from hfmega.merging.last_mile import Mile
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
@@ -28,7 +30,9 @@ from hfmega.weights.checkpoint import Checkpoint, save_weights
 from hfmega.weights.sources import rebuild
 
 
-def report(job: Job, tree: list[Merged], progress: Progress, tried: list[controls.Tried]) -> Lineage | None:
+def report(
+    job: Job, tree: list[Merged], progress: Progress, tried: list[controls.Tried], mile: Mile | None
+) -> Lineage | None:
     """Read the test images once, for the merged model and all that it is shown against; write folder, card, lineage."""
     evaluator, folder, chosen = job.evaluator, job.settings.output, tree[-1].chosen
     leaves = {c.name: source_alone(k, len(job.checkpoints)) for k, c in enumerate(job.checkpoints)}
@@ -48,11 +52,13 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     sha256 = write_model(
         folder, job, chosen.recipe, {n.name: n.recipe for n in before} | {n.name: n.chosen.recipe for n in tree}
     )
+    trained = mile.state if mile else None
+    start_sha256, sha256 = sha256, save_weights(trained, folder / WEIGHTS) if trained else sha256
     # Judged from the folder, by the same steps as `hfmega evaluate`.
     merged = answers(predict_checkpoint(pull.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
     references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
     references += [reference(name, "ensemble", a) for name, a in together]
-    result = judge(sha256, chosen, merged, single, judged)
+    result = judge(sha256, chosen, merged, single, judged, trained is not None)
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
@@ -67,7 +73,8 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
         references=tuple(references),
         candidates=chosen.candidates,
         result=result,
-        controls=tuple(control_entry(t, merged) for t in tried),
+        controls=tuple(control_entry(t, merged) for t in [*tried, *(mile.controls if mile else ())]),
+        last_mile=replace(mile.record, start_sha256=start_sha256) if mile else None,
         notes=(*job.notes, *failures(tree)),
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
@@ -145,6 +152,7 @@ def data_entry(job: Job) -> DataEntry:
         "search": job.plan.fitness,
         "confirm": job.plan.fitness,
         "calibration": job.plan.calibration,
+        "distill": job.plan.distill,
         "test": job.plan.test,
     }
     splits = {p: SplitEntry(spelled[p], len(s), s.fingerprint) for p, s in job.splits.items()}

@@ -47,7 +47,13 @@ def replay(merge: str, places: Path | None = None, output: Path | None = None) -
     with TemporaryDirectory() as scratch:
         target = Path(output or scratch)
         target.mkdir(parents=True, exist_ok=True)
-        return Replay(save_weights(state, target / WEIGHTS), lineage.result.sha256)
+        return Replay(save_weights(state, target / WEIGHTS), expected_of(lineage))
+
+
+def expected_of(lineage: Lineage) -> str:
+    """The sha256 of the weights that the recipe makes: those of the merge, or where a last mile began."""
+    mile = lineage.last_mile
+    return mile.start_sha256 if mile and mile.stands else lineage.result.sha256
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,30 @@ class Control:
 
 
 @dataclass(frozen=True)
+class LastMile:
+    """A short training after the merge. start: who won the run-off; its recipe is that of the lineage, start_sha256 the
+    hash of its weights, accuracy_of_start that on test. teacher: the recipes of the ensemble, if there was one.
+
+    stands: whether the trained network replaced its start on the confirm images: then the folder holds its weights.
+    """
+
+    distill: bool
+    fine_tune: bool
+    start: str
+    teacher: tuple[Recipe, ...]
+    images: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    mirrored: bool
+    calibrated: bool
+    seed: int
+    accuracy_of_start: float
+    stands: bool
+    start_sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A candidate of the run-off: mean loss and accuracy on the images that it was judged on."""
 
@@ -152,6 +176,7 @@ class Lineage:
     controls: tuple[Control, ...] = ()
     notes: tuple[str, ...] = ()
     leak: str | None = None
+    last_mile: LastMile | None = None
     __pydantic_config__: ClassVar = NUMBERS
 
     @property
@@ -260,6 +285,7 @@ def summary(lineage: Lineage, output: Path) -> dict[str, Any]:
         "fitness": lineage.nodes[-1].fitness,
         "chosen": result.chosen,
         "controls": [asdict(control) for control in lineage.controls],
+        "last_mile": asdict(lineage.last_mile) if lineage.last_mile else None,
         "forward_passes": lineage.forward_passes,
         "seconds": lineage.seconds,
         "sha256": result.sha256,

@@ -1,0 +1,182 @@
+"""The last mile: taught by an ensemble or by labels, judged on confirm images, recorded, resumed. 12 seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hfmega.data.dataset import Dataset, rows_of
+from hfmega.data.images import load_split
+from hfmega.errors import HfmegaError
+from hfmega.evaluation.checkpoint import predict_checkpoint
+from hfmega.evaluation.network import Network
+from hfmega.hub import pull
+from hfmega.merging import gather, replay, verify
+from hfmega.merging.last_mile import FROM_BEST_SOURCE, SELF_TAUGHT
+from hfmega.merging.merge import merge
+from hfmega.models import fit
+from hfmega.output import Output
+from hfmega.report import lineage
+from hfmega.report.lineage import Lineage
+from hfmega.settings import DEFAULT, LastMileSettings, MergeSettings, SplitRequest
+from hfmega.weights.checkpoint import load_weights
+from hfmega.weights.sources import mix
+
+SPLITS = SplitRequest(fitness="train[:600]", calibration="train[900:]", distills=True)
+SEARCH = replace(DEFAULT, population=4, generations=2)
+DISTILL = LastMileSettings(distill=True, epochs=30, learning_rate=0.003)
+
+
+def run(sources: tuple[Path, ...], output: Path, **changes: Any) -> Lineage:
+    names = tuple(map(str, sources))
+    settings = MergeSettings(names, output, dataset="digits", splits=SPLITS, search=SEARCH, last=DISTILL, seed=0)
+    made = merge(replace(settings, **changes), Output(muted=True))
+    assert made is not None
+    return made
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lineage]:
+    """Two independent sources, of which one wins the run-off, and what the ensemble of both taught it."""
+    folder = tmp_path_factory.mktemp("mile") / "out"
+    return folder, run(tiny_sources, folder)
+
+
+def test_what_the_ensemble_teaches_is_nearer_to_it_than_the_start(
+    distilled: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], digits: Dataset
+) -> None:
+    """On test images, in mean KL divergence from the ensemble's probabilities."""
+    folder, made = distilled
+    mile = made.last_mile
+    assert mile is not None
+    assert mile.stands
+    assert (mile.images, mile.epochs, mile.learning_rate) == (397, 30, 0.003)
+    test, calibration = (load_split(digits, rows_of(digits, s), found_spec(folder), s) for s in ("test", "train[900:]"))
+    sources = [pull.pull(str(source)) for source in tiny_sources]
+    states = [load_weights(source) for source in sources]
+    network = Network(found_spec(folder), mix(sources, states), calibration)
+    ensemble = torch.stack([network.predict(recipe, test).exp() for recipe in mile.teacher]).mean(0)
+    start = network.predict(made.recipe, test)
+    student = predict_checkpoint(pull.pull(str(folder)), test, torch.device("cpu"))
+    near, far = (float(torch.nn.functional.kl_div(p, ensemble, reduction="batchmean")) for p in (student, start))
+    assert near < 0.8 * far
+
+
+def found_spec(folder: Path) -> Any:
+    return pull.pull(str(folder)).config
+
+
+def test_digits_are_not_shown_mirrored(distilled: tuple[Path, Lineage]) -> None:
+    assert distilled[1].last_mile is not None
+    assert not distilled[1].last_mile.mirrored
+
+
+def test_the_folder_holds_the_trained_weights_and_the_lineage_the_start(distilled: tuple[Path, Lineage]) -> None:
+    folder, made = distilled
+    assert made.last_mile is not None
+    assert pull.pull(str(folder)).sha256 == made.result.sha256 != made.last_mile.start_sha256
+    assert lineage.read(folder / "lineage.json") == made
+    assert made.data.splits["distill"].images == 397
+
+
+def test_the_start_is_replayed_bit_for_bit(distilled: tuple[Path, Lineage]) -> None:
+    found = replay.replay(str(distilled[0]))
+    assert found.equal
+    assert distilled[1].last_mile is not None
+    assert found.expected == distilled[1].last_mile.start_sha256
+
+
+def test_the_controls_stand_beside_it(distilled: tuple[Path, Lineage]) -> None:
+    made = distilled[1]
+    names = [control.name for control in made.controls]
+    assert names in ([SELF_TAUGHT], [FROM_BEST_SOURCE, SELF_TAUGHT])
+    assert made.controls[-1].remainder == pytest.approx(made.result.accuracy - made.controls[-1].accuracy)
+
+
+def test_it_is_verified_and_tampering_is_found(distilled: tuple[Path, Lineage], tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(distilled[0], tmp_path / "copy")
+    assert all(check.ok for check in verify.verify(str(copy), None, None))
+    state = load_file(copy / "model.safetensors")
+    state["fc.bias"] += 0.01
+    save_file(state, copy / "model.safetensors")
+    assert next(check.name for check in verify.verify(str(copy), None, None) if not check.ok) == "weights"
+    shutil.copy(distilled[0] / "model.safetensors", copy)
+    text = json.loads((copy / "lineage.json").read_text())
+    text["recipe"]["coefficients"] = [0.5, 0.5]
+    (copy / "lineage.json").write_text(json.dumps(text))
+    failed = {check.name: check.detail for check in verify.verify(str(copy), None, None) if not check.ok}
+    assert "the start of the last mile is not what the recipe makes" in failed["replay"]
+
+
+def test_a_trained_merge_is_a_leaf_of_the_next_one(distilled: tuple[Path, Lineage]) -> None:
+    found = pull.pull(str(distilled[0]))
+    assert gather.expand(found)[1] == [found]
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_weights(
+    distilled: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, epochs = fit.save_state, []
+
+    def killed(*arguments: Any) -> None:
+        save(*arguments)
+        epochs.append(arguments[2])
+        if len(epochs) == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_sources, tmp_path / "out")
+    made = run(tiny_sources, tmp_path / "out")
+    assert epochs[:30] == list(range(1, 31))
+    assert made.result.sha256 == distilled[1].result.sha256
+    assert made.controls == distilled[1].controls
+
+
+def test_labels_of_the_search_images_teach_too(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    last = LastMileSettings(fine_tune=True, epochs=8, learning_rate=0.003)
+    made = run(tiny_sources, tmp_path / "out", last=last, splits=replace(SPLITS, distills=False))
+    assert made.last_mile is not None
+    assert (made.last_mile.images, made.last_mile.teacher) == (360, ())
+    assert made.result.accuracy > made.last_mile.accuracy_of_start
+    assert "distill" not in made.data.splits
+
+
+def test_both_lessons_are_one_training(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    last = LastMileSettings(distill=True, fine_tune=True, epochs=4, learning_rate=0.003)
+    made = run(tiny_sources, tmp_path / "out", last=last)
+    assert made.last_mile is not None
+    assert made.last_mile.images == 397 + 360
+
+
+def test_a_training_that_helps_nothing_leaves_the_start_as_it_is(
+    tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made = run(tiny_sources, tmp_path / "out", last=replace(DISTILL, epochs=1, learning_rate=0.5))
+    assert made.last_mile is not None
+    assert not made.last_mile.stands
+    assert made.result.sha256 == made.last_mile.start_sha256
+    assert made.result.accuracy == made.last_mile.accuracy_of_start
+
+
+def test_images_of_the_test_or_the_search_may_not_teach(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    for split, other in (("test[:9]", "test"), ("train[:9]", "fitness")):
+        with pytest.raises(HfmegaError, match=f"9 images are in both the .*{other}"):
+            run(tiny_sources, tmp_path / "out", splits=replace(SPLITS, distill=split))
+
+
+def test_a_last_mile_needs_confirm_images_and_constants_that_train() -> None:
+    with pytest.raises(HfmegaError, match="need confirm images"):
+        MergeSettings(("a", "b"), Path("x"), splits=replace(SPLITS, confirm_share=0.0), last=DISTILL)
+    with pytest.raises(HfmegaError, match="--last-epochs must be at least 1, not 0"):
+        LastMileSettings(distill=True, epochs=0)
+    with pytest.raises(HfmegaError, match="add --distill or --fine-tune"):
+        LastMileSettings(epochs=3)
