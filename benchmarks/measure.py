@@ -29,7 +29,7 @@ from hfmega.merging import tree
 from hfmega.merging.pairing import Node
 from hfmega.merging.prepare import Job, prepare
 from hfmega.merging.progress import Progress, save
-from hfmega.models.timm_library import build
+from hfmega.models.library import build, read
 from hfmega.output import Output
 from hfmega.rng import Draws
 from hfmega.search.ga import MeGA
@@ -195,7 +195,7 @@ def calibration_images(job: Job) -> int:
 def baseline(ask: Ask, job: Job, _: Path) -> Found:
     """Plain PyTorch or PyGAD, on the first population of hfmega's search, as state dicts."""
     states = [load_weights(checkpoint) for checkpoint in job.checkpoints]
-    model = build(job.checkpoints[0].config)
+    model = build(job.spec)
     fitness = plain.Fitness(model, loader(job, job.search), calibration_loader(job))
     population = [plain.blend(states[0], states[1], r.coefficients[0]) for r in searcher_of(job).population]
     known = {name for name, _ in model.named_parameters()}
@@ -323,13 +323,13 @@ def timed(work: Callable[[], Any], repeats: int = 3) -> float:
 
 def untrained(ask: Ask, folder: Path) -> tuple[str, ...]:
     """Two checkpoints of an architecture, with the preprocessing of the sources and weights that were only drawn."""
-    first = pull.pull(ask.sources[0]).config
+    first = pull.pull(ask.sources[0]).spec.config
     config = {key: value for key, value in first.items() if key != "hfmega"} | {"architecture": ask.architecture}
     places = [folder / f"{ask.architecture}-{seed}" for seed in (1, 2)]
     for seed, place in enumerate(places, 1):
         place.mkdir()
         (place / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-        save_weights(build(config, seed).state_dict(), place / WEIGHTS)
+        save_weights(build(read(place / CONFIG, str(place)), seed).state_dict(), place / WEIGHTS)
     return tuple(map(str, places))
 
 

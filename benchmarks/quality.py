@@ -261,7 +261,7 @@ def median(merges: Sequence[Lineage]) -> int:
 def test_answers(folder: Path, dataset: str, test: str) -> Answers:
     """What a merged model says of the test images. test: their slice."""
     checkpoint, opened = pull.pull(str(folder)), open_dataset(dataset)
-    split = load_split(opened, rows_of(opened, test), checkpoint.config, "test")
+    split = load_split(opened, rows_of(opened, test), checkpoint.spec, "test")
     return answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
 
 

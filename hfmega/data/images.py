@@ -20,13 +20,12 @@ import psutil
 import torch
 import torch.utils.data
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
 from hfmega.errors import HfmegaError
-from hfmega.models.preprocessing import preprocessing_of
+from hfmega.models.library import Spec, transform
 from hfmega.rng import permutation
 
 LONGEST: Final = 200  # times the shorter side of an image
@@ -60,23 +59,21 @@ def label_order(classes: Sequence[str], label_names: Sequence[str] | None) -> tu
     )
 
 
-def load_split(dataset: Dataset, rows: Rows, config: dict[str, Any], name: str) -> Split:
-    """Decode and preprocess rows once, as the network's timm config asks (size, crop, interpolation).
+def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
+    """Decode and preprocess rows once, as the network takes them (size, crop, interpolation).
 
     Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
     """
-    preprocessing = preprocessing_of(config)
-    transform = create_transform(**preprocessing, is_training=False, use_prefetcher=True)
-    mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
-    order, _ = label_order(dataset.classes, config.get("label_names"))
-    images, labels = room((len(rows), *preprocessing["input_size"])), torch.empty(len(rows), dtype=torch.int64)
+    pixels, mode = transform(spec), spec.preprocessing.mode
+    order, _ = label_order(dataset.classes, spec.labels)
+    images, labels = room((len(rows), *spec.preprocessing.input_size)), torch.empty(len(rows), dtype=torch.int64)
     digest = hashlib.sha256()
     for place, (where, content, label) in enumerate(_read(dataset, rows)):
         output = order[label] if order and 0 <= label < len(order) else label
-        if not 0 <= output < config["num_classes"]:
-            raise HfmegaError(f"{where} has label {label}, but the network has {config['num_classes']} classes.")
+        if not 0 <= output < spec.classes:
+            raise HfmegaError(f"{where} has label {label}, but the network has {spec.classes} classes.")
         digest.update(content + label.to_bytes(8, "little", signed=True))
-        images[place] = transform(_decode(content, mode, where))
+        images[place] = pixels(_decode(content, mode, where))
         labels[place] = output
     return Split(name, images, labels, digest.hexdigest())
 

@@ -1,6 +1,6 @@
 """Which images do what: fitness, confirm, calibration and test share none, unless the leak is asked for by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Final
@@ -49,7 +49,7 @@ def same_dataset(name: str, recorded: str) -> bool:
     return name == recorded or (a_folder_is_meant and name.rsplit("/", 1)[-1] == recorded.rsplit("/", 1)[-1])
 
 
-def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], request: SplitRequest) -> SplitPlan:
+def plan_splits(dataset: Dataset, records: Sequence[Mapping[str, Any] | None], request: SplitRequest) -> SplitPlan:
     """Choose what the user left open: from the sources' training records, else as for foreign checkpoints.
 
     With records, fitness images are those that no source was trained on, calibration images those that all were, and
@@ -85,7 +85,7 @@ def plan_splits(dataset: Dataset, records: Sequence[dict[str, Any] | None], requ
     )
 
 
-def _fitness(dataset: Dataset, known: Sequence[dict[str, Any]], request: SplitRequest) -> tuple[Rows, list[str]]:
+def _fitness(dataset: Dataset, known: Sequence[Mapping[str, Any]], request: SplitRequest) -> tuple[Rows, list[str]]:
     if request.fitness:
         return np.unique(rows_of(dataset, request.fitness)), []
     shared = _shared(dataset, known, "held_out_split")
@@ -97,7 +97,9 @@ def _fitness(dataset: Dataset, known: Sequence[dict[str, Any]], request: SplitRe
     return rows_of(dataset, f"{split}[:50%]"), [note]
 
 
-def _calibration_pool(dataset: Dataset, known: Sequence[dict[str, Any]], request: SplitRequest, fitness: Rows) -> Rows:
+def _calibration_pool(
+    dataset: Dataset, known: Sequence[Mapping[str, Any]], request: SplitRequest, fitness: Rows
+) -> Rows:
     if request.calibration:
         return np.unique(rows_of(dataset, request.calibration))
     trained = _shared(dataset, known, "train_split")
@@ -124,7 +126,7 @@ def _test(dataset: Dataset, request: SplitRequest, used: Rows) -> Rows:
     return rest
 
 
-def _shared(dataset: Dataset, known: Sequence[dict[str, Any]], key: str) -> Rows:
+def _shared(dataset: Dataset, known: Sequence[Mapping[str, Any]], key: str) -> Rows:
     """The rows that this entry of every record names."""
     parts = [rows_of(dataset, record[key]) for record in known if record.get(key)]
     return reduce(np.intersect1d, parts) if parts and len(parts) == len(known) else np.empty(0, np.int64)

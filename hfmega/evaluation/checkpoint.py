@@ -33,15 +33,15 @@ def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.devic
     """A checkpoint's log-probabilities: float32 [images, classes], on the CPU."""
     states = [load_weights(checkpoint)]
     check_mergeable([checkpoint], states)
-    network = Network(checkpoint.config, mix([checkpoint], states, device), calibration=None)
+    network = Network(checkpoint.spec, mix([checkpoint], states, device), calibration=None)
     return network.predict(Recipe((1.0,)), split)
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> Evaluation:
+def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, chosen: str) -> Evaluation:
     """A checkpoint on a slice of a dataset. Raises HfmegaError for anything that does not fit."""
-    split = load_split(dataset, rows_of(dataset, spec), checkpoint.config, spec)
+    split = load_split(dataset, rows_of(dataset, chosen), checkpoint.spec, chosen)
     judged = answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
-    names = checkpoint.config.get("label_names") or dataset.classes
+    names = checkpoint.spec.labels or dataset.classes
     classes = split.labels.unique().tolist()
     return Evaluation(
         accuracy=judged.accuracy,
@@ -49,7 +49,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, spec: str) -> 
         loss=judged.mean_loss,
         correct=int(judged.correct.sum()),
         total=len(split),
-        split=spec,
+        split=chosen,
         per_class={
             str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean())
             for c in classes

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.models.fold import fold
-from hfmega.models.preprocessing import normalizer, preprocessing_of
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, batch_norms, build, normalizer
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.sources import Sources
 from hfmega.weights.tensors import finite
@@ -49,7 +48,7 @@ class Network:
     """
 
     def __init__(
-        self, config: dict[str, Any], sources: Sources, calibration: Split | None, precision: Precision = "float32"
+        self, spec: Spec, sources: Sources, calibration: Split | None, precision: Precision = "float32"
     ) -> None:
         self.sources = sources
         self.images_seen = 0
@@ -58,14 +57,12 @@ class Network:
         self._precision = dtype_of(precision, sources.device)
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
-        self._model = attach(build(config).to(sources.device), sources, self._flat)
-        self._norms = [
-            m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
-        self._normalize = normalizer(config, sources.device)
+        self._model = attach(build(spec).to(sources.device), sources, self._flat)
+        self._norms = batch_norms(self._model)
+        self._normalize = normalizer(spec, sources.device)
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
         self.sources.materialize(source_alone(0, len(sources)), self._flat)
-        self.folded = fold(self._model, self._normalize(any_images(config, 2).to(sources.device)))
+        self.folded = fold(self._model, self._normalize(spec.preprocessing.noise(2).to(sources.device)))
 
     @property
     def can_calibrate(self) -> bool:
@@ -180,12 +177,6 @@ class Network:
         if in_file(images) or images.device != labels.device:
             return stream(images, parts, labels.device)
         return (cut(images, part) for part in parts)
-
-
-def any_images(config: dict[str, Any], count: int) -> Tensor:
-    """uint8 [count, channels, height, width] of noise, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (count, *preprocessing_of(config)["input_size"]), dtype=torch.uint8, generator=generator)
 
 
 def attach(model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:

@@ -17,7 +17,7 @@ from hfmega.errors import HfmegaError
 from hfmega.folder import CARD, CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS
 from hfmega.hub.client import _pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
-from hfmega.models.config import read as read_config
+from hfmega.models.library import read as read_spec
 from hfmega.weights.checkpoint import Checkpoint, _from_folder, _license, sha256_of_weights
 
 
@@ -69,7 +69,7 @@ def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
         remote.commit,
         config.parent,
         sha256_of_weights(config.parent, shards),
-        read_config(config, repo_id),
+        read_spec(config, repo_id),
         stated_license,
         shards,
     )
@@ -131,5 +131,5 @@ def preview(source: str) -> Preview:
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error
-    checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_config(config, repo_id))
+    checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_spec(config, repo_id))
     return Preview(checkpoint, missing)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import found_by, run_off
 from hfmega.merging.tree import scores_of, searcher_of
 from hfmega.models.fit import Schedule, fit
-from hfmega.models.preprocessing import normalizer
-from hfmega.models.timm_library import build
+from hfmega.models.library import build, normalizer
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe
 from hfmega.settings import Method
@@ -91,19 +90,15 @@ def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> lis
     start = rebuild(job.evaluator.network.sources, best, job.evaluator.network.statistics(best))
     tried = []
     for rate in LEARNING_RATES:
-        network = Network(config_of(job), alone(job, fine_tune(job, start, epochs, rate)), job.calibration)
+        network = Network(job.spec, alone(job, fine_tune(job, start, epochs, rate)), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
-        tried.append((Network(config_of(job), alone(job, start), calibration=None), Recipe((1.0,))))
+        tried.append((Network(job.spec, alone(job, start), calibration=None), Recipe((1.0,))))
     judging = job.confirm or job.search
     network, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
     judged, cost = judge(network, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
     return [Tried(FINE_TUNING, first.source, first.start, judged, cost)]
-
-
-def config_of(job: Job) -> dict[str, Any]:
-    return job.checkpoints[0].config
 
 
 def fine_tune(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[str, Tensor]:
@@ -124,16 +119,16 @@ def train(
     output: Output,
 ) -> dict[str, Tensor]:
     """Train the network of a job from some weights; images, targets, state: as `fit` takes them."""
-    config, device = config_of(job), job.evaluator.state.device
-    model = build(config)
+    device = job.evaluator.state.device
+    model = build(job.spec)
     model.load_state_dict(start)
-    fit(model.to(device), images, targets, normalizer(config, device), schedule, state, output)
+    fit(model.to(device), images, targets, normalizer(job.spec, device), schedule, state, output)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def alone(job: Job, state: dict[str, Tensor]) -> Sources:
     """A state dict as the only source."""
-    return Sources([state], dict(build(config_of(job)).named_parameters()), job.evaluator.state.device)
+    return Sources([state], dict(build(job.spec).named_parameters()), job.evaluator.state.device)
 
 
 def judge(network: Network, recipe: Recipe, split: Split) -> Answers:

@@ -1,24 +1,23 @@
 """What a run would cost: images counted from its plan, timed by a short probe of its network on this machine."""
 
+import math
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psutil
 import torch
-from torch import nn
 
 from hfmega.data.dataset import describe
 from hfmega.data.images import Split
 from hfmega.data.splits import SplitPlan, plan_splits
-from hfmega.evaluation.network import Network, any_images
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
 from hfmega.merging.pairing import Node, plan
 from hfmega.merging.prepare import choose_dataset
-from hfmega.models.preprocessing import preprocessing_of
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, build, has_statistics, sizes
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
@@ -50,9 +49,9 @@ def estimate(settings: MergeSettings) -> Estimate:
     checkpoints = [preview.checkpoint for preview in previews]
     dataset, download = describe(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     rows = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
-    config = checkpoints[0].config
-    price = cost(settings, len(checkpoints), rows, has_statistics(config))
-    rate = evaluation_rate(config) * processes().num_processes
+    spec = checkpoints[0].spec
+    price = cost(settings, len(checkpoints), rows, has_statistics(spec))
+    rate = evaluation_rate(spec) * processes().num_processes
     names = [checkpoint.name for checkpoint in checkpoints]
     return Estimate(
         nodes=tuple(
@@ -65,7 +64,7 @@ def estimate(settings: MergeSettings) -> Estimate:
         images_seen=price.searching + price.showing,
         images_per_second=rate,
         seconds=(price.searching + price.showing) / rate,
-        peak_bytes=peak_bytes(config, len(checkpoints), sum(map(len, rows.rows.values()))),
+        peak_bytes=peak_bytes(spec, len(checkpoints), sum(map(len, rows.rows.values()))),
         download_bytes=download + sum(preview.download_bytes for preview in previews),
     )
 
@@ -102,19 +101,12 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     return Cost(evaluations, searching, shown * (size["test"] + size["calibration"] // 2))
 
 
-def has_statistics(config: dict[str, Any]) -> bool:
-    """Whether the network has BatchNorm statistics."""
-    with torch.device("meta"):
-        model = build(config)
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def evaluation_rate(config: dict[str, Any]) -> float:
+def evaluation_rate(spec: Spec) -> float:
     """Images per second through the network on this process's device, measured on random images."""
-    model = build(config)
+    model = build(spec)
     sources = Sources([model.state_dict()], dict(model.named_parameters()), processes().device)
-    network = Network(config, sources, calibration=None)
-    images = any_images(config, 4 * network.batch_size)
+    network = Network(spec, sources, calibration=None)
+    images = spec.preprocessing.noise(4 * network.batch_size)
     split = Split("probe", images, torch.zeros(len(images), dtype=torch.int64), "probe")
     times = [seconds_of(network, split)][1:]  # the first one is slower
     while sum(times) < PROBE_SECONDS:
@@ -129,12 +121,11 @@ def seconds_of(network: Network, split: Split) -> float:
     return time.perf_counter() - started
 
 
-def peak_bytes(config: dict[str, Any], sources: int, images: int) -> int:
+def peak_bytes(spec: Spec, sources: int, images: int) -> int:
     """Memory of this process after the probe, plus the sources, plus the images of all splits."""
-    with torch.device("meta"):
-        floats = sum(tensor.numel() for tensor in build(config).state_dict().values())
-    channels, height, width = preprocessing_of(config)["input_size"]
-    return int(psutil.Process().memory_info().rss + 4 * floats * (sources + 3) + images * channels * height * width)
+    floats = sum(math.prod(shape) for shape in sizes(spec).values())
+    image = math.prod(spec.preprocessing.input_size)
+    return int(psutil.Process().memory_info().rss + 4 * floats * (sources + 3) + images * image)
 
 
 def described(found: Estimate) -> tuple[list[str], list[list[str]]]:

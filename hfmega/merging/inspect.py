@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
 from hfmega.merging.prepare import choose_dataset
-from hfmega.models.preprocessing import normalizer
+from hfmega.models.library import Spec, normalizer
 from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceReport, Walk
@@ -43,18 +42,18 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
         check_mergeable(checkpoints, states)
     except HfmegaError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
-    config, names = checkpoints[0].config, [checkpoint.name for checkpoint in checkpoints]
+    spec, names = checkpoints[0].spec, [checkpoint.name for checkpoint in checkpoints]
     dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits)
-    load = partial(load_split, dataset, config=config)
+    load = partial(load_split, dataset, spec=spec)
     images = load(plan.search_rows, name="search")
     calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
-    every = Evaluator(Network(config, mix(checkpoints, states, processes().device), calibration))
+    every = Evaluator(Network(spec, mix(checkpoints, states, processes().device), calibration))
     ways = (False, True) if every.network.can_calibrate else (False,)
     alone = {way: every.answers([source_alone(k, len(names), way) for k in range(len(names))], images) for way in ways}
     best = max((judged for way in ways for judged in alone[way]), key=lambda judged: judged.accuracy)
-    look = Look(config, images, calibration, best)
+    look = Look(spec, images, calibration, best)
     found = Inspection(
         compatible=True,
         advice="",
@@ -74,7 +73,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
         ),
         split=plan.fitness,
         images=len(images),
-        notes=(*plan.notes, *spaces_of(config).notes),
+        notes=(*plan.notes, *spaces_of(spec).notes),
     )
     return replace(found, advice=advise(found, best))
 
@@ -94,7 +93,7 @@ def pull_each(settings: MergeSettings) -> list[Checkpoint]:
 class Look:
     """What every pair is looked at with. best: what the best single source says of the images."""
 
-    config: dict[str, Any]
+    spec: Spec
     images: Split
     calibration: Split | None
     best: Answers
@@ -104,14 +103,14 @@ class Look:
 
         Matched by activations, which measured better on every pair; by weights without images.
         """
-        images = normalizer(self.config, torch.device("cpu"))(self.calibration.images) if self.calibration else None
+        images = normalizer(self.spec, torch.device("cpu"))(self.calibration.images) if self.calibration else None
         method: align.Method = "weights" if images is None else "activations"
-        alignment = align.align(method, self.config, states, images)
-        turned = align.apply(self.config, states, alignment.permutations)
+        alignment = align.align(method, self.spec, states, images)
+        turned = align.apply(self.spec, states, alignment.permutations)
         prospects: dict[Walk, Prospect] = {}
         ways: list[tuple[align.Method, Sequence[dict[str, Tensor]]]] = [("none", states), (method, turned)]
         for way, ends in ways:
-            evaluator = Evaluator(Network(self.config, mix(checkpoints, ends, processes().device), self.calibration))
+            evaluator = Evaluator(Network(self.spec, mix(checkpoints, ends, processes().device), self.calibration))
             for calibrated in (False, True) if evaluator.network.can_calibrate else (False,):
                 judged = evaluator.answers([Recipe((1.0 - a, a), calibrate=calibrated) for a in POINTS], self.images)
                 walk = Walk(way, calibrated, tuple(a.accuracy for a in judged), tuple(a.mean_loss for a in judged))

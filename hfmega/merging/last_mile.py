@@ -18,7 +18,7 @@ from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
-from hfmega.merging.controls import Tried, alone, best_source, config_of, judge, train
+from hfmega.merging.controls import Tried, alone, best_source, judge, train
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.models.fit import Schedule
@@ -99,7 +99,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     views = ", mirrored too" if learned.flips else ""
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
-    before = Network(config_of(job), alone(job, start), calibration=None)
+    before = Network(job.spec, alone(job, start), calibration=None)
     on_confirm, on_test = (judge(before, Recipe((1.0,)), split) for split in (job.confirm, job.test))
     stands = clearly_lower_loss(student.judged(job.confirm), on_confirm)
     shown = "better than its start" if stands else "not shown to be better than its start, which stands"
@@ -144,7 +144,7 @@ def teacher_of(job: Job) -> list[Recipe]:
 
 def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:
     """Put the images and what to answer together. kept: the file of the teacher's answers, which are computed once."""
-    last, classes = job.settings.last, config_of(job)["num_classes"]
+    last, classes = job.settings.last, job.spec.classes
     images, targets = [], []
     if last.distill:
         assert job.unlabelled is not None
@@ -197,7 +197,7 @@ def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -
     for rate in rates(job):
         state = job.settings.output / WORK / f"last-mile-{name}-{rate}.pt"
         after = train(job, start, learned.images, learned.targets, learned.schedule(job, rate), state, output)
-        network = Network(config_of(job), alone(job, after), job.calibration)
+        network = Network(job.spec, alone(job, after), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         students += [Student(network, Recipe((1.0,), calibrate=way), rate) for way in ways]
     return min(students, key=lambda student: student.judged(job.confirm).mean_loss)  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -18,7 +17,7 @@ from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
-from hfmega.models.preprocessing import normalizer
+from hfmega.models.library import Spec, normalizer
 from hfmega.output import Output
 from hfmega.settings import MergeSettings, recorded
 from hfmega.weights import align
@@ -45,6 +44,11 @@ class Job:
     evaluator: Evaluator
     alignment: align.Alignment
     notes: tuple[str, ...]
+
+    @property
+    def spec(self) -> Spec:
+        """The network of all sources."""
+        return self.checkpoints[0].spec
 
     @property
     def merged(self) -> tuple[Member, ...]:
@@ -80,13 +84,13 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
     output.say(outlook(loosest(states)))
-    config = checkpoints[0].config
+    spec = checkpoints[0].spec
     with state.main_process_first():
         dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
-    splits = {purpose: load_split(dataset, rows, config, purpose) for purpose, rows in plan.rows.items() if len(rows)}
-    _, label_note = label_order(dataset.classes, config.get("label_names"))
-    alignment = aligned(settings, config, states, splits.get("calibration"))
+    splits = {purpose: load_split(dataset, rows, spec, purpose) for purpose, rows in plan.rows.items() if len(rows)}
+    _, label_note = label_order(dataset.classes, spec.labels)
+    alignment = aligned(settings, spec, states, splits.get("calibration"))
     notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]
     for note in (*notes, *([plan.leak] if plan.leak else [])):
         output.say(note)
@@ -94,8 +98,8 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.say(
         f"processes: {state.num_processes}, device: {state.device.type}, threads: {torch.get_num_threads()} each"
     )
-    turned = align.apply(config, states, alignment.permutations)
-    network = Network(config, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
+    turned = align.apply(spec, states, alignment.permutations)
+    network = Network(spec, mix(checkpoints, turned, state.device), splits.get("calibration"), settings.precision)
     output.detail(f"{network.sources.layout.size:,} floats in each source, batches of {network.batch_size} images")
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(network.folded or ())}")
     if settings.calibrate and not network.can_calibrate:
@@ -120,12 +124,12 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
 
 
 def aligned(
-    settings: MergeSettings, config: dict[str, Any], states: Sequence[dict[str, Tensor]], calibration: Split | None
+    settings: MergeSettings, spec: Spec, states: Sequence[dict[str, Tensor]], calibration: Split | None
 ) -> align.Alignment:
     """The permutations that `--align` asks for, the same in every process."""
     pixels = calibration.images[: align.IMAGES] if calibration else None
-    images = normalizer(config, torch.device("cpu"))(pixels) if pixels is not None else None
-    found = [align.align(settings.align, config, states, images)]
+    images = normalizer(spec, torch.device("cpu"))(pixels) if pixels is not None else None
+    found = [align.align(settings.align, spec, states, images)]
     if processes().num_processes > 1:
         broadcast_object_list(found)
     return found[0]

@@ -22,6 +22,7 @@ from hfmega.merging.last_mile import Mile
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
+from hfmega.models.library import merged_config, packages
 from hfmega.report import card, lineage
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
@@ -63,13 +64,13 @@ def report(
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
         hfmega_version=__version__,
-        architecture=job.checkpoints[0].config["architecture"],
+        architecture=job.spec.architecture,
         sources=tuple(source_entry(checkpoint, references) for checkpoint in job.checkpoints),
         nodes=(*before, *(node_entry(node, a) for node, a in zip(tree, accuracies, strict=True))),
         recipe=chosen.recipe,
         settings=recorded(job.settings),
         data=data_entry(job),
-        environment=environment(evaluator.state),
+        environment=environment(evaluator.state, packages(job.spec)),
         references=tuple(references),
         candidates=chosen.candidates,
         result=result,
@@ -81,7 +82,7 @@ def report(
         seconds=round(progress.seconds, 1),
     )
     write_places(folder, job.checkpoints, job.settings.dataset)
-    card.write(made, job.checkpoints[0].config, folder)
+    card.write(made, job.spec, folder)
     lineage.write(made, folder / LINEAGE)
     finish(folder)
     return made
@@ -126,9 +127,7 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
     beside = {**job.alignment.tensors, **(evidence if recipe.static else {}), **lineage.offset_tensors(recipe, nodes)}
     if beside:
         save_weights(beside, folder / RECIPE)
-    config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
-    config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
-    write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+    write_atomically(folder / CONFIG, f"{json.dumps(merged_config(job.spec), indent=2)}\n".encode())
     return save_weights(rebuild(network.sources, recipe, statistics), folder / WEIGHTS)
 
 
@@ -159,12 +158,12 @@ def data_entry(job: Job) -> DataEntry:
     return DataEntry(job.dataset.id, job.dataset.revision, splits)
 
 
-def environment(state: PartialState) -> dict[str, Any]:
+def environment(state: PartialState, library: Sequence[str]) -> dict[str, Any]:
     """Versions, device, processes and threads: what the last bits of a forward pass may depend on."""
-    packages = ("torch", "timm", "numpy", "safetensors", "huggingface_hub", "datasets", "accelerate")
+    recorded_packages = ("torch", *library, "numpy", "safetensors", "huggingface_hub", "datasets", "accelerate")
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: version(name) for name in recorded_packages},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": state.device.type,
         "num_processes": state.num_processes,

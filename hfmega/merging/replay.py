@@ -75,7 +75,7 @@ def rebuilt(lineage: Lineage, folder: Path, places: Path | None) -> Rebuilt:
     check_mergeable(checkpoints, states)
     if lineage.aligned:
         permutations = align.read(folder / RECIPE, len(states))
-        states = align.apply(checkpoints[0].config, states, permutations)
+        states = align.apply(checkpoints[0].spec, states, permutations)
     sources, path = mix(checkpoints, states), folder / STATISTICS
     if lineage.recipe.static and lineage.recipe.static.method in WITH_EVIDENCE:
         sources.evidence = read_evidence(folder / RECIPE, lineage.recipe.static, sources)

@@ -80,7 +80,7 @@ def verify(source: str, dataset: str | None, places: Path | None) -> Iterator[Ch
         yield Check("images", False, str(error))
         return
     yield attempt("images", lambda: same_images(merge.lineage, splits))
-    network = Network(checkpoint.config, rebuilt.sources, splits.get("calibration"))
+    network = Network(checkpoint.spec, rebuilt.sources, splits.get("calibration"))
     yield attempt("statistics", lambda: same_statistics(merge, network))
     yield attempt("evaluation", lambda: same_accuracies(merge, Evaluator(network), splits["test"]))
 
@@ -126,7 +126,7 @@ def same_card(merge: Merge) -> str:
         found = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise HfmegaError(f"there is no {CARD} that can be read: {error}") from error
-    expected = card.text(merge.lineage, merge.checkpoint.config).splitlines()
+    expected = card.text(merge.lineage, merge.checkpoint.spec).splitlines()
     if merge.lineage.hfmega_version != __version__:
         present = set(found)
         lost = [line for line in expected if any(c.isdigit() for c in line) and line not in present]
@@ -181,8 +181,8 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
     except ValidationError as error:
         raise HfmegaError(f"the settings of the lineage name no images: {error.errors()[0]['msg']}") from error
     plan = plan_splits(dataset, [c.record for c in rebuilt.checkpoints], request)
-    config = rebuilt.checkpoints[0].config
-    return {name: load_split(dataset, rows, config, name) for name, rows in plan.rows.items() if len(rows)}
+    spec = rebuilt.checkpoints[0].spec
+    return {name: load_split(dataset, rows, spec, name) for name, rows in plan.rows.items() if len(rows)}
 
 
 def same_images(made: Lineage, splits: Mapping[str, Split]) -> str:

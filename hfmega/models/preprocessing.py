@@ -1,31 +1,37 @@
-"""What a network wants of its images: size, crop, interpolation, mean and standard deviation."""
+"""The images that a network takes: their size, and how they are scaled from uint8."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """The size, mean and standard deviation of a network's images, of pixels from 0 to 1.
 
-def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What a timm config says of its images: input_size, interpolation, mean, std, crop.
-
-    Raises HfmegaError when mean and standard deviation are not those of as many channels as the network takes.
+    input_size: channels, height, width; resize: how the library scales and crops an image to it, in its own words.
     """
-    pretrained_cfg = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
-    found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
-    channels = found["input_size"][0]
-    if channels not in (1, 3) or any(len(found[key]) != channels for key in ("mean", "std")):
-        raise HfmegaError(f"{config['architecture']} takes {channels} channels, which its mean and std do not fit.")
-    return found
 
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Mapping[str, Any]
 
-def normalizer(config: dict[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From images as `Split` holds them to a network's input: float32, scaled as its timm config says."""
-    preprocessing = preprocessing_of(config)
-    mean = torch.tensor(preprocessing["mean"], device=device).view(1, -1, 1, 1) * 255
-    std = torch.tensor(preprocessing["std"], device=device).view(1, -1, 1, 1) * 255
-    return lambda images: ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+    @property
+    def mode(self) -> Literal["L", "RGB"]:
+        """The mode of PIL's images."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+    def normalizer(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """From images as `Split` holds them to a network's input, float32."""
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        return lambda images: ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def noise(self, count: int) -> Tensor:
+        """Images of noise, always the same: uint8 [count, channels, height, width]."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(256, (count, *self.input_size), dtype=torch.uint8, generator=generator)

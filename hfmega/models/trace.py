@@ -12,13 +12,12 @@ import torch
 from torch import fx
 
 from hfmega.models.channels import Channels, Groups, Spaces, Weight
-from hfmega.models.preprocessing import preprocessing_of
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, build
 
 
-def spaces_of(config: dict[str, Any]) -> Spaces:
-    """The permutation spaces of a network, from its timm config. What is not understood stays as it is, with a note."""
-    exported = trace(config, batch=2)
+def spaces_of(spec: Spec) -> Spaces:
+    """The permutation spaces of a network. What is not understood stays as it is, with a note."""
+    exported = trace(spec, batch=2)
     tracer = Tracer()
     names = state_names(exported)
     for node in exported.graph.nodes:
@@ -26,10 +25,10 @@ def spaces_of(config: dict[str, Any]) -> Spaces:
     return tracer.spaces()
 
 
-def trace(config: dict[str, Any], batch: int) -> torch.export.ExportedProgram:
+def trace(spec: Spec, batch: int) -> torch.export.ExportedProgram:
     """The network as a graph of ATen operations, for a batch of images of its own size."""
-    images = torch.zeros(batch, *preprocessing_of(config)["input_size"])
-    return torch.export.export(build(config).eval(), (images,), strict=False)
+    images = torch.zeros(batch, *spec.preprocessing.input_size)
+    return torch.export.export(build(spec).eval(), (images,), strict=False)
 
 
 def state_names(exported: torch.export.ExportedProgram) -> dict[str, str]:
@@ -332,6 +331,6 @@ def shape(value: Any) -> tuple[int, ...]:
 
 
 def layer_name(node: fx.Node) -> str:
-    """The module that a node belongs to, as timm names it."""
+    """The module that a node belongs to, as its library names it."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return (stack[-1][0].removeprefix("L['self'].") if stack else "") or node.name

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hfmega import __version__
 from hfmega.evaluation.checkpoint import Evaluation
 from hfmega.folder import CARD, write_atomically
+from hfmega.models.library import Spec, card_facts
 from hfmega.report.command import command
 from hfmega.report.lineage import Lineage, Reference, Result
 from hfmega.report.markdown import code, inert, number, short
@@ -22,52 +23,51 @@ TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
 
 
-def write(lineage: Lineage, config: dict[str, Any], folder: Path) -> None:
-    """Draw the figures and write the model card of a merge into its folder. config: timm's, of the merged model."""
+def write(lineage: Lineage, spec: Spec, folder: Path) -> None:
+    """Draw the figures and write the model card of a merge into its folder. spec: of the merged model."""
     from hfmega.report import figures
 
     figures.draw(lineage, folder / FIGURES)
-    write_atomically(folder / CARD, text(lineage, config).encode())
+    write_atomically(folder / CARD, text(lineage, spec).encode())
 
 
-def text(lineage: Lineage, config: dict[str, Any]) -> str:
-    """The model card of a merge, of nothing but its lineage and timm's config."""
+def text(lineage: Lineage, spec: Spec) -> str:
+    """The model card of a merge, of nothing but its lineage and its spec."""
     from hfmega.report import figures
 
-    metadata = merge_metadata(lineage)
+    metadata = merge_metadata(lineage, card_facts(spec))
     return render(
         "merge.md.jinja",
         metadata=metadata.to_yaml(),
         lineage=lineage,
-        config=config,
+        classes=spec.classes,
         verdict=verdict(lineage),
         command=command(lineage),
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
-        **loading(config),
+        **loading(spec),
     )
 
 
-def write_source_card(config: dict[str, Any], held_out: Evaluation | None, folder: Path) -> None:
+def write_source_card(spec: Spec, held_out: Evaluation | None, folder: Path) -> None:
     """Write the model card of a checkpoint that hfmega trained; `held_out` is None when no images were held out."""
-    metadata = source_metadata(config, held_out)
+    metadata = source_metadata(spec, held_out)
     text = render(
         "source.md.jinja",
         metadata=metadata.to_yaml(),
-        config=config,
-        record=config["hfmega"],
+        architecture=spec.architecture,
+        record=spec.record,
         held_out=held_out,
         version=__version__,
-        **loading(config),
+        **loading(spec),
     )
     write_atomically(folder / CARD, text.encode())
 
 
-def loading(config: dict[str, Any]) -> dict[str, Any]:
+def loading(spec: Spec) -> dict[str, Any]:
     """What the example of loading depends on: whether hfmega must be imported, and the mode of the images."""
-    grey = (config.get("pretrained_cfg", {}).get("input_size") or [3])[0] == 1
-    return {"registered": str(config["architecture"]).endswith("_cifar"), "mode": "L" if grey else "RGB"}
+    return {"registered": card_facts(spec).registered, "mode": spec.preprocessing.mode}
 
 
 def render(template: str, **values: Any) -> str:

@@ -7,9 +7,10 @@ from typing import Any, Final
 from huggingface_hub import EvalResult, ModelCardData
 
 from hfmega.evaluation.checkpoint import Evaluation
+from hfmega.models.library import CardFacts, Spec, card_facts
 from hfmega.report.lineage import DataEntry, Lineage, SourceEntry
 
-TAGS: Final = ["image-classification", "timm"]
+TAGS: Final = ["image-classification"]
 # The identifiers that the Hub knows; it refuses a card with another one, so that such a license becomes `other`.
 LICENSE_IDS: Final = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
@@ -24,7 +25,7 @@ unlicense wtfpl zlib
 LICENSES: Final = frozenset(LICENSE_IDS.split())
 
 
-def merge_metadata(lineage: Lineage) -> ModelCardData:
+def merge_metadata(lineage: Lineage, library: CardFacts) -> ModelCardData:
     """The front matter of a merge: where it comes from, and its accuracy on the test images."""
     bases = list(dict.fromkeys(source.repo_id for source in lineage.sources if source.repo_id))
     evaluation = EvalResult(
@@ -35,9 +36,9 @@ def merge_metadata(lineage: Lineage) -> ModelCardData:
     return ModelCardData(
         model_name=f"{lineage.architecture}.merged",
         license=common_license(lineage.sources),
-        library_name="timm",
+        library_name=library.library_name,
         pipeline_tag="image-classification",
-        tags=[*TAGS, "merge", "hfmega"],
+        tags=[*TAGS, *library.tags, "merge", "hfmega"],
         base_model=bases or None,
         base_model_relation="merge",
         datasets=[lineage.data.id] if is_on_hub(lineage.data) else None,
@@ -46,18 +47,18 @@ def merge_metadata(lineage: Lineage) -> ModelCardData:
     )
 
 
-def source_metadata(config: dict[str, Any], held_out: Evaluation | None) -> ModelCardData:
+def source_metadata(spec: Spec, held_out: Evaluation | None) -> ModelCardData:
     """The front matter of a trained source. It states no license: that is for its owner to say."""
-    record = config["hfmega"]
+    record, library = spec.record or {}, card_facts(spec)
     evaluations = []
     if held_out:
         known = evaluated_on(record["dataset"], held_out.accuracy)
         evaluations.append(EvalResult(dataset_split=held_out.split, **known))
     return ModelCardData(
-        model_name=f"{config['architecture']}.s{record['seed']}",
-        library_name="timm",
+        model_name=f"{spec.architecture}.s{record['seed']}",
+        library_name=library.library_name,
         pipeline_tag="image-classification",
-        tags=[*TAGS, "hfmega"],
+        tags=[*TAGS, *library.tags, "hfmega"],
         datasets=[record["dataset"]] if "/" in record["dataset"] else None,
         metrics=["accuracy"],
         eval_results=evaluations or None,

@@ -12,13 +12,14 @@ from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.folder import WEIGHTS, other_settings
 from hfmega.hub import pull
 from hfmega.hub.client import exists
-from hfmega.merging.estimate import cost, evaluation_rate, has_statistics
+from hfmega.merging.estimate import cost, evaluation_rate
 from hfmega.merging.merge import finished_merge, merge_all
+from hfmega.models.library import has_statistics
 from hfmega.output import Output
 from hfmega.settings import PRESETS, MergeSettings, SplitRequest
 from hfmega.study import paper
 from hfmega.study.results import Run
-from hfmega.study.train import TrainSettings, make_record, scratch_config, train, training_rate
+from hfmega.study.train import TrainSettings, make_record, scratch_spec, train, training_rate
 
 Protocol = Literal["honest", "paper", "author"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("honest", "paper", "author")
@@ -229,21 +230,21 @@ def estimate(settings: ReproduceSettings) -> list[Hours]:
         given = [given_source(settings, name) for name in names]
         missing = [asked for asked, place in zip(wanted, given, strict=True) if not place and not is_trained(asked)]
         record = make_record(wanted[0], dataset)
-        config = {**scratch_config(wanted[0], len(dataset.classes) or 10), "hfmega": record}
+        spec = scratch_spec(wanted[0], len(dataset.classes) or 10)
         images, everything = len(rows_of(dataset, settings.train_split)), len(rows_of(dataset, "train"))
         trained = sum(asked.epochs * images for asked in missing)
-        rate = evaluation_rate(config)
+        rate = evaluation_rate(spec)
         merging = tuning = 0.0
         for protocol in settings.protocols:
             asked = searches(settings, network, protocol, names)
             todo = [one for one in asked if finished_merge(one) is None]
             if todo:
                 rows = plan_splits(dataset, [record] * len(names), todo[0].splits)
-                price = cost(todo[0], len(names), rows, has_statistics(config))
+                price = cost(todo[0], len(names), rows, has_statistics(spec))
                 merging += (len(todo) * price.searching + price.showing) / rate
             if settings.fine_tunes(protocol):
                 tuning += (len(asked) + 1) * settings.fine_tune_epochs * everything
-        slow = training_rate(config, wanted[0]) if trained or tuning else 1.0
+        slow = training_rate(spec, wanted[0]) if trained or tuning else 1.0
         found.append(Hours(network, trained / slow, merging, tuning / slow))
     return found
 

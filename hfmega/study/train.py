@@ -1,28 +1,25 @@
 """Training a source checkpoint by the paper's protocol, so that a merge knows what it was trained on."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import timm
 import torch
-from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
 from hfmega.data.images import load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
-from hfmega.evaluation.network import any_images
 from hfmega.evaluation.processes import processes
 from hfmega.folder import CONFIG, WEIGHTS, check_output, finish, open_run
 from hfmega.hub import pull
 from hfmega.merging.estimate import PROBE_SECONDS
+from hfmega.models import library
 from hfmega.models.fit import Schedule, fit, seconds_per_step
-from hfmega.models.preprocessing import normalizer
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, build, normalizer
 from hfmega.output import Output
 from hfmega.report import card
 from hfmega.weights.checkpoint import load_weights, save_weights
@@ -77,64 +74,53 @@ def train(settings: TrainSettings, output: Output) -> Evaluation | None:
     """
     check_output(settings.output, WEIGHTS, settings.overwrite)
     dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column)
-    config, start = starting_point(settings, dataset)
+    spec, start = starting_point(settings, dataset)
     record = make_record(settings, dataset)
-    images = load_split(dataset, rows_of(dataset, record["train_split"]), config, "train")
+    images = load_split(dataset, rows_of(dataset, record["train_split"]), spec, "train")
     device = processes().device
     output.say(
-        f"training {config['architecture']} on {record['train_split']} ({len(images):,} images), device {device.type}"
+        f"training {spec.architecture} on {record['train_split']} ({len(images):,} images), device {device.type}"
     )
     with open_run(settings.output, json.dumps([record, images.fingerprint]), settings.overwrite) as work:
-        model = build(config, settings.seed)
+        model = build(spec, settings.seed)
         if start:
             model.load_state_dict(start)
         fit(
             model.to(device),
             images.images,
             images.labels,
-            normalizer(config, device),
+            normalizer(spec, device),
             settings.schedule,
             work / STATE,
             output,
         )
         state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-        labels = list(config.get("label_names") or dataset.classes)
-        save_config_for_hf(
-            model,
-            str(settings.output / CONFIG),
-            model_config={"label_names": labels, "pretrained_cfg": {"tag": f"s{settings.seed}"}, "hfmega": record},
-        )
+        labels = list(spec.labels or dataset.classes)
+        library.write_trained(replace(spec, record=record), model, labels, settings.seed, settings.output / CONFIG)
         save_weights(state, settings.output / WEIGHTS)
         checkpoint = pull.pull(str(settings.output))
         held_out = (
             evaluate_checkpoint(checkpoint, dataset, record["held_out_split"]) if record["held_out_split"] else None
         )
-        card.write_source_card(checkpoint.config, held_out, settings.output)
+        card.write_source_card(checkpoint.spec, held_out, settings.output)
         finish(settings.output)
     return held_out
 
 
-def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """The network's config, and the weights to start from: `--init`, or a source named in place of an architecture."""
-    init = settings.init or (None if timm.is_model(settings.network) else settings.network)
+def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[Spec, dict[str, Tensor] | None]:
+    """The network's spec, and the weights to start from: `--init`, or a source named in place of an architecture."""
+    init = settings.init or (None if library.is_architecture(settings.network) else settings.network)
     if init is None:
-        return scratch_config(settings, len(dataset.classes)), None
+        return scratch_spec(settings, len(dataset.classes)), None
     checkpoint = pull.pull(init)
-    if settings.network not in (init, checkpoint.config["architecture"]):
-        raise HfmegaError(f"{init} is a {checkpoint.config['architecture']}, not a {settings.network}.")
-    return checkpoint.config, load_weights(checkpoint)
+    if settings.network not in (init, checkpoint.spec.architecture):
+        raise HfmegaError(f"{init} is a {checkpoint.spec.architecture}, not a {settings.network}.")
+    return checkpoint.spec, load_weights(checkpoint)
 
 
-def scratch_config(settings: TrainSettings, classes: int) -> dict[str, Any]:
-    """The config of a network that is trained from random weights."""
-    model: Any = build({"architecture": settings.network, "num_classes": classes})
-    pixels = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
-    sized = {"input_size": (3, settings.image_size, settings.image_size), **pixels} if settings.image_size else {}
-    return {
-        "architecture": settings.network,
-        "num_classes": classes,
-        "pretrained_cfg": {**model.pretrained_cfg, **sized},
-    }
+def scratch_spec(settings: TrainSettings, classes: int) -> Spec:
+    """The spec of a network that is trained from random weights."""
+    return library.scratch(settings.network, classes, settings.image_size)
 
 
 def make_record(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
@@ -158,9 +144,9 @@ def make_record(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def training_rate(config: dict[str, Any], settings: TrainSettings) -> float:
+def training_rate(spec: Spec, settings: TrainSettings) -> float:
     """Images per second of training on this process's device, measured on random images."""
     device = processes().device
-    model = build(config).to(device).to(memory_format=torch.channels_last)
-    images = normalizer(config, device)(any_images(config, settings.batch_size).to(device))
+    model = build(spec).to(device).to(memory_format=torch.channels_last)
+    images = normalizer(spec, device)(spec.preprocessing.noise(settings.batch_size).to(device))
     return settings.batch_size / seconds_per_step(model, images, settings.schedule, at_least=PROBE_SECONDS)

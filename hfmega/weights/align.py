@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from hfmega.errors import HfmegaError
 from hfmega.models.channels import Axis, Permutations, Space, Spaces
+from hfmega.models.library import Spec
 from hfmega.models.trace import spaces_of, state_names, trace
 from hfmega.rng import permutation
 from hfmega.weights.permute import permute, turn
@@ -83,7 +84,7 @@ def assignment(similarity: Tensor) -> Tensor:
 
 
 def match_activations(
-    config: dict[str, Any],
+    spec: Spec,
     reference: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     spaces: Spaces,
@@ -96,7 +97,7 @@ def match_activations(
     the same images; a space's correlations are summed over the layers where it is an activation of its own.
     """
     batch = min(batch_size, len(images))
-    exported = trace(config, batch)
+    exported = trace(spec, batch)
     wanted = {name for space in spaces.spaces for name, _ in space.nodes}
     sums: dict[tuple[str, int], Moments] = {}
     with torch.inference_mode():
@@ -193,9 +194,7 @@ class Alignment:
         }
 
 
-def align(
-    method: Method, config: dict[str, Any], states: Sequence[Mapping[str, Tensor]], images: Tensor | None
-) -> Alignment:
+def align(method: Method, spec: Spec, states: Sequence[Mapping[str, Tensor]], images: Tensor | None) -> Alignment:
     """Match each state dict but the first to the first. images: as `match_activations` takes them.
 
     Raises HfmegaError for `activations` without images.
@@ -204,24 +203,24 @@ def align(
         return Alignment(tuple({} for _ in states))
     if method == "activations" and images is None:
         raise HfmegaError("--align activations needs calibration images: name them with --calibration-split.")
-    spaces = spaces_of(config)
+    spaces = spaces_of(spec)
     found: list[Permutations] = [{}]
     for state in states[1:]:
         if method == "weights":
             found.append(match_weights(states[0], state, spaces))
         else:
             assert images is not None
-            found.append(match_activations(config, states[0], state, spaces, images[:IMAGES]))
+            found.append(match_activations(spec, states[0], state, spaces, images[:IMAGES]))
     return Alignment(tuple(found), spaces.notes)
 
 
 def apply(
-    config: dict[str, Any], states: Sequence[dict[str, Tensor]], permutations: Sequence[Permutations]
+    spec: Spec, states: Sequence[dict[str, Tensor]], permutations: Sequence[Permutations]
 ) -> list[dict[str, Tensor]]:
     """The state dicts with their channels reordered; as they are where there is nothing to reorder."""
     if not any(permutations):
         return list(states)
-    spaces = spaces_of(config)
+    spaces = spaces_of(spec)
     return [permute(state, spaces, orders) for state, orders in zip(states, permutations, strict=True)]
 
 

@@ -17,7 +17,8 @@ from yaml import YAMLError
 
 from hfmega.errors import HfmegaError
 from hfmega.folder import CARD, CONFIG, WEIGHTS, write_atomically
-from hfmega.models.config import read as read_config
+from hfmega.models.library import Spec
+from hfmega.models.library import read as read_spec
 from hfmega.weights.shards import INDEX, read_index, shards_of
 from hfmega.weights.tensors import read_tensors
 
@@ -34,7 +35,7 @@ class Checkpoint:
     revision: str | None
     folder: Path
     sha256: str
-    config: dict[str, Any]
+    spec: Spec
     license: str | None = None
     shards: tuple[str, ...] = ()
 
@@ -43,11 +44,9 @@ class Checkpoint:
         return self.folder / WEIGHTS
 
     @property
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> Mapping[str, Any] | None:
         """How hfmega trained this source, if it did."""
-        record = self.config.get("hfmega")
-        whole = isinstance(record, dict) and all(isinstance(record.get(k), str) for k in ("dataset", "train_split"))
-        return record if whole else None
+        return self.spec.record
 
 
 def _from_folder(folder: Path) -> Checkpoint:
@@ -55,10 +54,10 @@ def _from_folder(folder: Path) -> Checkpoint:
         raise HfmegaError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
     files = {path.name for path in folder.iterdir()}
     _require_safetensors(str(folder), files)
-    config = read_config(folder / CONFIG, str(folder))
+    spec = read_spec(folder / CONFIG, str(folder))
     shards = shards_in(folder, files)
     sha256 = sha256_of_weights(folder, shards)
-    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, config, _license(folder / CARD), shards)
+    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, spec, _license(folder / CARD), shards)
 
 
 def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:

@@ -1,23 +1,21 @@
 """Whether checkpoints can be merged."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from hfmega.errors import HfmegaError
-from hfmega.models.preprocessing import preprocessing_of
-from hfmega.models.timm_library import sizes
+from hfmega.models.library import sizes
 from hfmega.weights.checkpoint import STATISTICS, Checkpoint
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
     """Raises HfmegaError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
     first, state = checkpoints[0], states[0]
-    _same_tensors(first.name, state, f"timm's {first.config['architecture']}", sizes(first.config))
+    _same_tensors(first.name, state, f"{first.spec.library}'s {first.spec.architecture}", sizes(first.spec))
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
-        theirs = _identity(other.config)
-        for what, a in _identity(first.config).items():
+        theirs = other.spec.identity
+        for what, a in first.spec.identity.items():
             if a != (b := theirs[what]):
                 raise HfmegaError(
                     f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints "
@@ -27,18 +25,6 @@ def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str
         for name, tensor in tensors.items():
             if tensor.dtype != state[name].dtype:
                 raise HfmegaError(f"{other.name} has {name} as {tensor.dtype}, {first.name} as {state[name].dtype}.")
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What of two configs must be equal for their networks to be one function of their weights."""
-    arguments = {name: value for name, value in config.get("model_args", {}).items() if name != "num_classes"}
-    return {
-        "architecture": config["architecture"],
-        "number of classes": config["num_classes"],
-        "label order": config.get("label_names"),
-        "model arguments": arguments,
-        **preprocessing_of(config),
-    }
 
 
 def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expected: dict[str, tuple[int, ...]]) -> None:

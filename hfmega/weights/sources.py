@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega import folder
 from hfmega.errors import HfmegaError
-from hfmega.models.timm_library import build
+from hfmega.models.library import outline
 from hfmega.search.recipe import Recipe, Static
 from hfmega.settings import Genome
 from hfmega.weights import formulas
@@ -196,8 +196,7 @@ def mix(
     checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
 ) -> Sources:
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
-    with torch.device("meta"):  # only the names are needed
-        parameters = dict(build(checkpoints[0].config).named_parameters())
+    parameters = dict(outline(checkpoints[0].spec).named_parameters())  # only the names are needed
     return Sources(states, parameters, device)
 
 

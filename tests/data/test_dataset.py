@@ -21,19 +21,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.specs import spec
 
 from hfmega.data.dataset import Dataset, open_dataset
 from hfmega.data.images import Split, _decode, label_order, load_split
 from hfmega.errors import HfmegaError
-from hfmega.models.preprocessing import normalizer
+from hfmega.models.library import Spec, normalizer
 
 NAMES = [str(digit) for digit in range(10)]
 
 
-def config(*size: int, **changes: Any) -> dict[str, Any]:
-    """A timm config for images of size channels, height, width that are fed as pixels / 255."""
+def config(*size: int, **changes: Any) -> Spec:
+    """The spec of a timm config for images of size channels, height, width that are fed as pixels / 255."""
     cfg = {"input_size": size, "mean": [0.0] * size[0], "std": [1.0] * size[0], "crop_pct": 1.0}
-    return {"architecture": "resnet8_cifar", "num_classes": 10, "pretrained_cfg": cfg, **changes}
+    return spec(**{"pretrained_cfg": cfg, **changes})
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -223,8 +224,8 @@ def test_grayscale_files_are_fed_to_colour_networks() -> None:
 
 
 def test_the_normalizer_subtracts_the_mean_and_divides_by_the_deviation() -> None:
-    changed = config(3, 8, 8)
-    changed["pretrained_cfg"] |= {"mean": [0.5, 0.0, 1.0], "std": [0.25, 1.0, 0.5]}
+    cfg = {"input_size": [3, 8, 8], "mean": [0.5, 0.0, 1.0], "std": [0.25, 1.0, 0.5]}
+    changed = config(3, 8, 8, pretrained_cfg=cfg)
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
     found = normalizer(changed, torch.device("cpu"))(images)
     expected = torch.tensor([[-2.0, -1.2, 2.0], [0.0, 0.2, 1.0], [-2.0, -1.6, 0.0]])

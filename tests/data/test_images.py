@@ -43,11 +43,11 @@ def free_memory(count: int) -> Iterator[None]:
 
 def new_evaluator(tiny_sources: tuple[Path, Path], calibration: Split) -> Evaluator:
     sources = [pull(str(folder)) for folder in tiny_sources]
-    return Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration))
+    return Evaluator(Network(sources[0].spec, mix(sources, [load_weights(s) for s in sources]), calibration))
 
 
 def load(tiny_sources: tuple[Path, Path], digits: Dataset, first: int, last: int) -> Split:
-    return load_split(digits, np.arange(first, last), pull(str(tiny_sources[0])).config, f"{first} to {last}")
+    return load_split(digits, np.arange(first, last), pull(str(tiny_sources[0])).spec, f"{first} to {last}")
 
 
 def test_images_that_do_not_fit_memory_lie_in_a_file_without_a_name(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from support.specs import spec
 from torch import Tensor, nn
 
 from hfmega.data.dataset import Dataset, open_dataset, rows_of
@@ -16,7 +17,7 @@ from hfmega.evaluation.checkpoint import evaluate_checkpoint, predict_checkpoint
 from hfmega.evaluation.evaluator import Evaluator, Score
 from hfmega.evaluation.network import CALIBRATION_BATCH, Network, Precision, attach
 from hfmega.hub import pull
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, build
 from hfmega.search.recipe import Noise, Recipe, source_alone, uniform_average
 from hfmega.weights.checkpoint import Checkpoint, load_weights
 from hfmega.weights.sources import Sources
@@ -25,28 +26,28 @@ CPU: Final = torch.device("cpu")
 CALIBRATION: Final = 300  # two whole batches and a part of one
 
 
-def config(size: int, architecture: str = "resnet8_cifar", **changes: Any) -> dict[str, Any]:
+def config(size: int, architecture: str = "resnet8_cifar", **changes: Any) -> Spec:
     cfg = {"input_size": [3, size, size], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "crop_pct": 1.0}
-    return {"architecture": architecture, "num_classes": 10, "pretrained_cfg": cfg, **changes}
+    return spec(architecture, pretrained_cfg=cfg, **changes)
 
 
-def untrained(given: dict[str, Any], *seeds: int) -> Sources:
+def untrained(given: Spec, *seeds: int) -> Sources:
     models = [build(given, seed) for seed in seeds]
     return Sources([model.state_dict() for model in models], dict(models[0].named_parameters()))
 
 
-def evaluator_on(digits: Dataset, given: dict[str, Any], calibration: int = CALIBRATION) -> Evaluator:
+def evaluator_on(digits: Dataset, given: Spec, calibration: int = CALIBRATION) -> Evaluator:
     images = load_split(digits, np.arange(calibration), given, "calibration") if calibration else None
     return Evaluator(Network(given, untrained(given, 1, 2), images))
 
 
-def images_of(digits: Dataset, given: dict[str, Any]) -> Split:
+def images_of(digits: Dataset, given: Spec) -> Split:
     return load_split(digits, rows_of(digits, "test[:200]"), given, "test")
 
 
-def plain_input(split: Split, given: dict[str, Any]) -> Tensor:
+def plain_input(split: Split, given: Spec) -> Tensor:
     """Images as a network takes them, by the formula and nothing of ours."""
-    cfg = given["pretrained_cfg"]
+    cfg = given.config["pretrained_cfg"]
     mean, std = (torch.tensor(cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return (split.images / 255 - mean) / std
 
@@ -60,23 +61,23 @@ def trained(tiny_sources: tuple[Path, Path]) -> list[Checkpoint]:
 def evaluator(trained: list[Checkpoint], digits: Dataset) -> Evaluator:
     """The two trained sources, calibrated on 300 images that both were trained on."""
     states = [load_weights(checkpoint) for checkpoint in trained]
-    given = trained[0].config
+    given = trained[0].spec
     calibration = load_split(digits, np.arange(900, 900 + CALIBRATION), given, "calibration")
     return Evaluator(Network(given, Sources(states, dict(build(given).named_parameters())), calibration))
 
 
 @pytest.fixture(scope="module")
 def unseen(trained: list[Checkpoint], digits: Dataset) -> Split:
-    return images_of(digits, trained[0].config)
+    return images_of(digits, trained[0].spec)
 
 
 def plain(checkpoint: Checkpoint) -> nn.Module:
-    model = timm.create_model(checkpoint.config["architecture"], num_classes=10)
+    model = timm.create_model(checkpoint.spec.architecture, num_classes=10)
     model.load_state_dict(load_weights(checkpoint))
     return model.eval()
 
 
-def plain_score(model: nn.Module, split: Split, given: dict[str, Any]) -> tuple[int, float]:
+def plain_score(model: nn.Module, split: Split, given: Spec) -> tuple[int, float]:
     with torch.inference_mode():
         logits = model(plain_input(split, given))
     return int((logits.argmax(1) == split.labels).sum()), float(nn.functional.cross_entropy(logits, split.labels))
@@ -86,7 +87,7 @@ def test_a_score_is_that_of_the_plainly_loaded_model(
     evaluator: Evaluator, trained: list[Checkpoint], unseen: Split
 ) -> None:
     for index, score in enumerate(evaluator.scores([source_alone(0, 2), source_alone(1, 2)], unseen)):
-        correct, loss = plain_score(plain(trained[index]), unseen, trained[index].config)
+        correct, loss = plain_score(plain(trained[index]), unseen, trained[index].spec)
         assert (score.correct, score.total, score.exact) == (correct, 200, True)
         assert score.loss == pytest.approx(loss, rel=1e-5)
         assert score.accuracy == correct / 200
@@ -100,7 +101,7 @@ def test_a_blend_with_noise_scores_as_its_weights_do_in_plain_pytorch(
     evaluator.network.sources.materialize(recipe, flat)
     model = plain(trained[0])
     model.load_state_dict(evaluator.network.sources.state_dict(flat))
-    correct, loss = plain_score(model, unseen, trained[0].config)
+    correct, loss = plain_score(model, unseen, trained[0].spec)
     (score,) = evaluator.scores([recipe], unseen)
     assert score.correct == correct
     assert score.loss == pytest.approx(loss, rel=1e-5)
@@ -135,9 +136,9 @@ def exact_statistics(model: nn.Module, images: Tensor, batch: int) -> dict[str, 
 def test_calibrated_statistics_are_exact_averages_over_the_images(
     evaluator: Evaluator, trained: list[Checkpoint], digits: Dataset
 ) -> None:
-    images = load_split(digits, np.arange(900, 900 + CALIBRATION), trained[1].config, "calibration")
+    images = load_split(digits, np.arange(900, 900 + CALIBRATION), trained[1].spec, "calibration")
     assert CALIBRATION % CALIBRATION_BATCH["cpu"]
-    expected = exact_statistics(plain(trained[1]), plain_input(images, trained[1].config), CALIBRATION_BATCH["cpu"])
+    expected = exact_statistics(plain(trained[1]), plain_input(images, trained[1].spec), CALIBRATION_BATCH["cpu"])
     found = evaluator.network.statistics(source_alone(1, 2, calibrate=True))
     assert set(found) == set(expected)
     assert len(found) == 18
@@ -152,7 +153,7 @@ def test_calibration_changes_the_statistics_alone(
     recipe = source_alone(0, 2, calibrate=True)
     model = plain(trained[0])
     model.load_state_dict({**load_weights(trained[0]), **evaluator.network.statistics(recipe)})
-    correct, loss = plain_score(model, unseen, trained[0].config)
+    correct, loss = plain_score(model, unseen, trained[0].spec)
     (score,) = evaluator.scores([recipe], unseen)
     assert score.correct == correct
     assert score.loss == pytest.approx(loss, rel=1e-5)
@@ -280,7 +281,7 @@ def test_the_weights_of_the_network_are_views_of_the_recipe_s(digits: Dataset) -
 
 def plain_prediction(checkpoint: Checkpoint, split: Split) -> Tensor:
     with torch.inference_mode():
-        return plain(checkpoint)(plain_input(split, checkpoint.config)).log_softmax(1)  # type: ignore[no-any-return]
+        return plain(checkpoint)(plain_input(split, checkpoint.spec)).log_softmax(1)  # type: ignore[no-any-return]
 
 
 def test_a_prediction_is_the_log_probabilities_of_a_recipe(
@@ -361,8 +362,8 @@ def test_a_checkpoint_is_predicted_as_in_a_merge(
 
 def test_an_evaluation_agrees_with_itself(trained: list[Checkpoint], digits: Dataset) -> None:
     found = evaluate_checkpoint(trained[0], digits, "test[:200]")
-    images = load_split(digits, rows_of(digits, "test[:200]"), trained[0].config, "test[:200]")
-    correct, loss = plain_score(plain(trained[0]), images, trained[0].config)
+    images = load_split(digits, rows_of(digits, "test[:200]"), trained[0].spec, "test[:200]")
+    correct, loss = plain_score(plain(trained[0]), images, trained[0].spec)
     assert (found.correct, found.total, found.split) == (correct, 200, "test[:200]")
     assert found.loss == pytest.approx(loss, rel=1e-5)
     assert found.interval[0] <= found.accuracy == correct / 200 <= found.interval[1]
@@ -374,10 +375,10 @@ def test_an_evaluation_agrees_with_itself(trained: list[Checkpoint], digits: Dat
 def test_shared_checkpoints_gain_from_calibration(shared_checkpoints: Path, shared_cifar: Path) -> None:
     checkpoint = pull.pull(str(shared_checkpoints / "resnet8-s44"))
     dataset = open_dataset(str(shared_cifar))
-    calibration = load_split(dataset, rows_of(dataset, "train[5000:5500]"), checkpoint.config, "calibration")
-    images = load_split(dataset, rows_of(dataset, "test[:500]"), checkpoint.config, "test")
-    sources = Sources([load_weights(checkpoint)], dict(build(checkpoint.config).named_parameters()))
-    evaluator = Evaluator(Network(checkpoint.config, sources, calibration))
+    calibration = load_split(dataset, rows_of(dataset, "train[5000:5500]"), checkpoint.spec, "calibration")
+    images = load_split(dataset, rows_of(dataset, "test[:500]"), checkpoint.spec, "test")
+    sources = Sources([load_weights(checkpoint)], dict(build(checkpoint.spec).named_parameters()))
+    evaluator = Evaluator(Network(checkpoint.spec, sources, calibration))
     as_it_is, calibrated = evaluator.scores([Recipe((1.0,)), Recipe((1.0,), calibrate=True)], images)
     assert as_it_is.accuracy == pytest.approx(0.622, abs=0.065)  # of all 10,000; three standard errors of 500
     assert calibrated.accuracy == pytest.approx(0.727, abs=0.065)
@@ -387,7 +388,7 @@ def test_shared_checkpoints_gain_from_calibration(shared_checkpoints: Path, shar
 def test_half_precision_moves_scores_a_little_and_reports_not_at_all(
     trained: list[Checkpoint], digits: Dataset, unseen: Split, precision: Precision
 ) -> None:
-    given, states = trained[0].config, [load_weights(checkpoint) for checkpoint in trained]
+    given, states = trained[0].spec, [load_weights(checkpoint) for checkpoint in trained]
     sources = Sources(states, dict(build(given).named_parameters()))
     if not getattr(torch.ops.mkldnn, f"_is_mkldnn_{'bf16' if precision == 'bfloat16' else 'fp16'}_supported")():
         with pytest.raises(HfmegaError, match=f"this cpu does not compute in {precision}: leave the flag away."):

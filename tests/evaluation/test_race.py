@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.specs import spec
 
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import Split, load_split, stratified
@@ -22,6 +23,7 @@ from hfmega.folder import WORK
 from hfmega.hub.pull import pull
 from hfmega.merging import tree
 from hfmega.merging.prepare import prepare
+from hfmega.models.library import Spec
 from hfmega.output import Output
 from hfmega.search.ga import MeGA
 from hfmega.search.recipe import Recipe
@@ -109,19 +111,19 @@ def test_every_beginning_has_each_class_in_its_share(digits: Dataset) -> None:
     assert torch.equal(stratified(split).images, ordered.images)
 
 
-def config() -> dict[str, object]:
-    return {"architecture": "resnet8_cifar", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 8, 8]}}
+def config() -> Spec:
+    return spec(pretrained_cfg={"input_size": [3, 8, 8]})
 
 
 @pytest.fixture(scope="module")
 def images(tiny_sources: tuple[Path, Path], digits: Dataset) -> Split:
-    return stratified(load_split(digits, np.arange(900), pull(str(tiny_sources[0])).config, "fitness"))
+    return stratified(load_split(digits, np.arange(900), pull(str(tiny_sources[0])).spec, "fitness"))
 
 
 def new_evaluator(tiny_sources: tuple[Path, Path], digits: Dataset) -> Evaluator:
     sources = [pull(str(folder)) for folder in tiny_sources]
-    calibration = load_split(digits, np.arange(900, 1100), sources[0].config, "calibration")
-    return Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), calibration))
+    calibration = load_split(digits, np.arange(900, 1100), sources[0].spec, "calibration")
+    return Evaluator(Network(sources[0].spec, mix(sources, [load_weights(s) for s in sources]), calibration))
 
 
 @pytest.mark.parametrize("calibrate", [False, True])

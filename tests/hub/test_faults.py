@@ -13,9 +13,10 @@ import pytest
 from safetensors.torch import save_file
 from support.hub import Fault, Hub, client
 from support.hub.client import Reply
+from support.specs import spec
 
 from hfmega.hub import retry
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 
 TOKEN = "hf_ann"
 PULL = "from hfmega.hub import pull\nfound = pull.pull('ann/source')\nvalue = [found.sha256, found.revision]"
@@ -77,10 +78,9 @@ CASES = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as timm writes it, untrained."""
-    config = {"architecture": "resnet8_cifar", "num_classes": 10}
     folder = tmp_path_factory.mktemp("work") / "merge"
     folder.mkdir()
-    save_file(build(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(build(spec()).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text('{"architecture": "resnet8_cifar", "num_classes": 10}')
     (folder / "README.md").write_text("---\nlibrary_name: timm\n---\nA card.\n")
     (folder / "lineage.json").write_text("{}")
@@ -174,7 +174,7 @@ def test_a_revision_that_moves_between_two_downloads(
     hub.inject(Fault("/ann/source/resolve/.*/model.safetensors", "HEAD", delay=1.0))
     while_waiting(hub, "HEAD", "/ann/source/resolve/.*/config.json", lambda: hub.commit_folder("ann/source", other))
     hub.requests.clear()
-    reply = client.ask(hub.environment(tmp_path / "two", TOKEN), PULL + "\nvalue += [found.config]", {})
+    reply = client.ask(hub.environment(tmp_path / "two", TOKEN), PULL + "\nvalue += [found.spec.config]", {})
     table.append(("a revision that moves between two downloads", said(reply)))
     weights, commit, config = reply.value
     assert config == {"architecture": "resnet8_cifar", "num_classes": 10, "pretrained_cfg": config["pretrained_cfg"]}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support.commands import run
+from support.specs import spec
 
 from hfmega.errors import HfmegaError
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 from hfmega.report import lineage
 from hfmega.search.ga import MeGA
 from hfmega.search.recipe import Recipe, blend, blend_groups, centroid
@@ -43,7 +44,7 @@ def weights(recipe: Recipe) -> dict[str, list[Any]]:
 
 
 def test_groups_cover_the_vector_and_get_finer() -> None:
-    model = build(CONFIG)
+    model = build(spec(**CONFIG))
     layout = layout_of(model.state_dict(), dict(model.named_parameters()))
     counts = []
     for genome in ("model", *FINER):

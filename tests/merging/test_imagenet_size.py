@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.commands import run
+from support.specs import spec
 
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 from hfmega.weights.checkpoint import save_weights
 
 CLASSES = ("beetle", "canoe", "lighthouse", "meadow", "teapot")
@@ -47,7 +48,7 @@ def test_photographs_of_224_pixels_in_an_image_folder_are_merged_on(photographs:
         folder = tmp_path / f"s{seed}"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(CONFIG))
-        save_weights(build(CONFIG, seed).state_dict(), folder / "model.safetensors")
+        save_weights(build(spec(**CONFIG), seed).state_dict(), folder / "model.safetensors")
     flags = ("--dataset", photographs, "--fitness-split", "train[:20]", "--population", 4, "--generations", 2, "--json")
     made = run("merge", tmp_path / "s1", tmp_path / "s2", *flags, "-o", tmp_path / "out").json
     lineage = json.loads((tmp_path / "out/lineage.json").read_text())

@@ -48,6 +48,10 @@ class Prepared:
     can_calibrate: bool = True
     spreads: dict[Recipe, float] = field(default_factory=dict)
 
+    @property
+    def network(self) -> Any:
+        return self
+
     def answers(self, recipes: Sequence[Recipe], images: Split) -> list[Answers]:
         return [answers(self.predict(recipe, images), images.labels) for recipe in recipes]
 

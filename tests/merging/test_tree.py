@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import commands
+from support.specs import spec
 
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import load_split
@@ -34,7 +35,7 @@ from hfmega.merging.progress import PROGRESS, Merged, Progress, saved_progress
 from hfmega.merging.replay import replay
 from hfmega.merging.run_off import Chosen
 from hfmega.merging.tree import SEARCHERS
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import Candidate, Lineage
@@ -203,7 +204,7 @@ def test_equally_similar_sources_stay_as_given() -> None:
 
 
 def test_the_distance_of_two_sources_is_that_of_their_parameters_alone() -> None:
-    models = [build({"architecture": "resnet8_cifar", "num_classes": 10}, seed) for seed in (1, 2)]
+    models = [build(spec(), seed) for seed in (1, 2)]
     parameters = [torch.cat([p.detach().double().flatten() for p in model.parameters()]) for model in models]
     states = [model.state_dict() for model in models]
     states[1]["bn1.running_mean"] += 100
@@ -297,9 +298,9 @@ def test_the_accuracy_of_each_node_is_that_of_its_rebuilt_weights(
     made = request.getfixturevalue(tree)[1]
     leaves = [pull.pull(str(source)) for source in eight]
     sources = mix(leaves, [load_weights(leaf) for leaf in leaves])
-    config = leaves[0].config
-    images = load_split(digits, rows_of(digits, "train[900:1000]"), config, "calibration")
-    evaluator = Evaluator(Network(config, sources, images))
+    given = leaves[0].spec
+    images = load_split(digits, rows_of(digits, "train[900:1000]"), given, "calibration")
+    evaluator = Evaluator(Network(given, sources, images))
     found = []
     for node in made.nodes:
         folder = tmp_path / node.name

@@ -2,19 +2,17 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import timm
 import torch
+from support.specs import spec
 from torch import nn
 
 from hfmega.errors import HfmegaError
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 
-
-def config(architecture: str = "resnet8_cifar", **changes: Any) -> dict[str, Any]:
-    return {"architecture": architecture, "num_classes": 10, **changes}
+config = spec
 
 
 def weights(model: nn.Module) -> torch.Tensor:

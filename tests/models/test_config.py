@@ -15,17 +15,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.hostile import FUZZ, GOOD, VALUES
+from support.specs import spec
 
 import hfmega
 from hfmega.errors import HfmegaError
-from hfmega.models import config
-from hfmega.models.timm_library import build, sizes
+from hfmega.models import library
+from hfmega.models.library import Spec, build, sizes
 from hfmega.weights.checkpoint import _license, name_of
 
 
-def read(folder: Path, content: object) -> dict[str, Any]:
+def spec_at(folder: Path, content: object) -> Spec:
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return config.read(folder / "config.json", "here")
+    return library.read(folder / "config.json", "here")
+
+
+def read(folder: Path, content: object) -> dict[str, Any]:
+    return dict(spec_at(folder, content).config)
 
 
 def test_a_config_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ def test_what_is_no_config_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("argument", ["checkpoint_path", "norm_layer", "block", "pretrained_cfg_overlay", "depth"])
 def test_a_constructor_argument_off_the_list_does_not_reach_timm(argument: str) -> None:
     with pytest.raises(HfmegaError, match=f"has the constructor argument '{argument}', which hfmega does not pass on"):
-        build({**GOOD, "model_args": {argument: "/etc/passwd"}})
+        build(spec(**{**GOOD, "model_args": {argument: "/etc/passwd"}}))
 
 
 def test_nothing_that_names_a_file_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +83,7 @@ def test_nothing_that_names_a_file_reaches_timm(monkeypatch: pytest.MonkeyPatch)
     create = timm.create_model
     monkeypatch.setattr("timm.create_model", lambda *a, **k: seen.update(k) or create(*a, **k))
     hostile = {"url": "http://x", "file": "/etc/passwd", "hf_hub_id": "a/b", "custom_load": True, "state_dict": {}}
-    build({**GOOD, "pretrained_cfg": {**GOOD["pretrained_cfg"], **hostile}})
+    build(spec(**{**GOOD, "pretrained_cfg": {**GOOD["pretrained_cfg"], **hostile}}))
     assert not seen["pretrained"]
     assert not hostile.keys() & seen["pretrained_cfg"].keys()
     assert seen["pretrained_cfg"]["input_size"] == [1, 8, 8]
@@ -101,7 +106,7 @@ def test_any_accepted_config_is_a_network_or_one_sentence(
     pretrained = {**GOOD["pretrained_cfg"], "input_size": size}
     document = {**GOOD, "architecture": network, "model_args": arguments, "pretrained_cfg": pretrained}
     with suppress(HfmegaError):
-        assert sizes(read(tmp_path_factory.getbasetemp(), document))
+        assert sizes(spec_at(tmp_path_factory.getbasetemp(), document))
 
 
 def test_the_package_loads_no_pickle_and_runs_no_text() -> None:

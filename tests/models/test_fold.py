@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.specs import spec
 from torch import Tensor, nn
 
 from hfmega.models.fold import fold, pairs_of
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 
 
 def trained(architecture: str, size: int) -> tuple[nn.Module, Tensor]:
     """A network with statistics that are not those of a new one."""
     given: dict[str, Any] = {"input_size": [3, size, size]}
-    model = build({"architecture": architecture, "num_classes": 5, "pretrained_cfg": given})
+    model = build(spec(architecture, num_classes=5, pretrained_cfg=given))
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -19,11 +19,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import save_model
 from support.hub.cards import FRONT_MATTER, check
+from support.specs import spec
 
 from hfmega.errors import printable
 from hfmega.evaluation.answers import wilson
 from hfmega.evaluation.checkpoint import Evaluation
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 from hfmega.output import Output
 from hfmega.report import card, figures, tree_figure, wording
 from hfmega.report.command import command
@@ -156,7 +157,7 @@ def chosen(made: Lineage, name: str, recipe: Recipe, **changes: Any) -> Lineage:
 
 
 def written(made: Lineage, folder: Path) -> str:
-    card.write(made, CONFIG, folder)
+    card.write(made, spec(**CONFIG), folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert check(text) == ([], [])
     return text
@@ -415,10 +416,10 @@ def structure(body: str) -> list[str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_from_outside_is_inert_in_the_card(text: str) -> None:
     made = from_outside(text)
-    content = card.text(made, CONFIG)
+    content = card.text(made, spec(**CONFIG))
     match = FRONT_MATTER.match(content)
     assert match is not None
-    plain = FRONT_MATTER.split(card.text(from_outside("plain"), CONFIG))[-1]
+    plain = FRONT_MATTER.split(card.text(from_outside("plain"), spec(**CONFIG)))[-1]
     assert structure(content[match.end() :]) == structure(plain)
     assert content[match.end() :].replace("\n", "").isprintable()
     shown = " ".join("".join(c for c in " ".join(text.split()) if c.isprintable()).split())
@@ -428,7 +429,7 @@ def test_every_text_from_outside_is_inert_in_the_card(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_from_outside_comes_back_from_the_front_matter(text: str) -> None:
-    match = FRONT_MATTER.match(card.text(from_outside(text), CONFIG))
+    match = FRONT_MATTER.match(card.text(from_outside(text), spec(**CONFIG)))
     assert match is not None
     metadata = yaml.safe_load(match[1])
     (entry,) = metadata["model-index"]
@@ -439,7 +440,7 @@ def test_every_text_from_outside_comes_back_from_the_front_matter(text: str) -> 
     assert result["dataset"]["revision"] == text
     assert re.fullmatch(r"[\w./-]+", result["dataset"]["type"])
     assert metadata["license"] == "other"
-    assert metadata.keys() == yaml.safe_load(FRONT_MATTER.match(card.text(from_outside("p"), CONFIG))[1]).keys()  # type: ignore[index]
+    assert metadata.keys() == yaml.safe_load(FRONT_MATTER.match(card.text(from_outside("p"), spec(**CONFIG)))[1]).keys()  # type: ignore[index]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -447,7 +448,7 @@ def test_a_source_s_card_is_inert_too(tmp_path: Path, text: str) -> None:
     def body(word: str) -> str:
         record = {**RECORD, "dataset": "ann/" + word, "train_split": word, "held_out_split": word, "optimizer": word}
         config = {**CONFIG, "architecture": word, "hfmega": {**record, "init": word}}
-        card.write_source_card(config, None, tmp_path)
+        card.write_source_card(spec(**config), None, tmp_path)
         return (tmp_path / "README.md").read_text(encoding="utf-8")
 
     content = body(text)
@@ -494,7 +495,7 @@ def test_a_slice_of_very_many_parts_is_abridged() -> None:
 def test_the_example_in_the_card_runs(tmp_path: Path) -> None:
     text = written(lineage(), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    save_model(build(CONFIG), str(tmp_path / "model.safetensors"))
+    save_model(build(spec(**CONFIG)), str(tmp_path / "model.safetensors"))
     Image.new("RGB", (40, 30), "red").save(tmp_path / "image.png")
     example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert example is not None
@@ -508,13 +509,13 @@ def test_the_example_in_the_card_runs(tmp_path: Path) -> None:
 def test_only_networks_of_hfmega_ask_for_its_import(tmp_path: Path) -> None:
     assert "import hfmega" in written(lineage(), tmp_path)
     config = {**CONFIG, "architecture": "tf_efficientnet_lite0"}
-    card.write(lineage(architecture="tf_efficientnet_lite0"), config, tmp_path)
+    card.write(lineage(architecture="tf_efficientnet_lite0"), spec(**config), tmp_path)
     assert "import hfmega" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_source_card_reports_the_held_out_accuracy(tmp_path: Path) -> None:
     held_out = Evaluation(0.74125, (0.729, 0.753), 0.75, 3706, 5000, "train[:5000]", {})
-    card.write_source_card({**CONFIG, "hfmega": RECORD}, held_out, tmp_path)
+    card.write_source_card(spec(**CONFIG, hfmega=RECORD), held_out, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert check(text) == ([], [])
     metadata = ModelCard(text).data
@@ -529,7 +530,7 @@ def test_source_card_reports_the_held_out_accuracy(tmp_path: Path) -> None:
 
 def test_source_card_without_held_out_images_reports_nothing(tmp_path: Path) -> None:
     record = {**RECORD, "dataset": "digits", "held_out_split": None, "init": "9" * 64}
-    card.write_source_card({**CONFIG, "hfmega": record}, None, tmp_path)
+    card.write_source_card(spec(**CONFIG, hfmega=record), None, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert check(text) == ([], [])
     assert ModelCard(text).data.eval_results is None

@@ -259,6 +259,6 @@ def test_every_network_of_the_paper_trains_and_merges(network: str, tmp_path: Pa
     printed = paper.TABLE1[paper.ALIASES.get(network, network)]
     assert (row["paper_best_source"], row["paper_merged"]) == (max(printed.sources), printed.merged)
     assert (row["epochs"], row["seeds"], row["test_images"], row["fitness_images"]) == (1, [56, 57], 500, 40)
-    config = pull.pull(str(run.folders[0])).config
+    config = pull.pull(str(run.folders[0])).spec.config
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert len(run.merges[0].nodes[0].history) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.specs import spec
 
 from hfmega.errors import HfmegaError
 from hfmega.hub import pull
@@ -115,13 +116,13 @@ def test_constants_that_train_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_the_size_of_the_images_can_be_named(tmp_path: Path) -> None:
     train.train(replace(settings(tmp_path / "out"), epochs=1, image_size=16), QUIET)
-    config = pull.pull(str(tmp_path / "out")).config["pretrained_cfg"]
+    config = pull.pull(str(tmp_path / "out")).spec.config["pretrained_cfg"]
     assert (config["input_size"], config["mean"], config["std"]) == ([3, 16, 16], [0.0] * 3, [1.0] * 3)
 
 
 def test_the_probe_of_a_step_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     asked = settings(tmp_path)
-    model = train.build({"architecture": "resnet8_cifar", "num_classes": 10})
+    model = train.build(spec())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert fit.seconds_per_step(model, torch.rand(8, 3, 32, 32), asked.schedule) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -13,12 +13,12 @@ from hfmega.folder import RECIPE
 from hfmega.hub import pull
 from hfmega.merging.gather import spread
 from hfmega.merging.replay import read_evidence
-from hfmega.models import config
-from hfmega.models.preprocessing import preprocessing_of
+from hfmega.models import library
 from hfmega.report import card, lineage
 from hfmega.weights import align
 from hfmega.weights.checkpoint import Checkpoint
 from hfmega.weights.sources import Sources, rebuild
+from support.specs import spec
 
 DATASET = Dataset(
     "pets",
@@ -31,6 +31,7 @@ DATASET = Dataset(
     (),
 )
 CONFIG = {"architecture": "resnet8_cifar", "num_classes": 10}
+SPEC = spec()
 
 
 @cache
@@ -67,9 +68,8 @@ def read_slice(spec: str) -> None:
 def read_config(content: bytes, folder: Path) -> None:
     path = folder / "config.json"
     path.write_bytes(content)
-    found = config.read(path, "here")
-    assert 1 <= found["num_classes"] <= 1_000_000
-    preprocessing_of(found)
+    found = library.read(path, "here")
+    assert 1 <= found.classes <= 1_000_000
     card.loading(found)
     assert Checkpoint("here", None, None, folder, "", found).record or True
 
@@ -79,7 +79,7 @@ def read_lineage(content: bytes, folder: Path) -> None:
     path.write_bytes(content)
     made = lineage.read(path)
     assert len(made.recipe.coefficients) == len(made.sources) > 0
-    assert card.text(made, CONFIG)
+    assert card.text(made, SPEC)
 
 
 def read_recipe(content: bytes, tensors: bytes, folder: Path) -> None:

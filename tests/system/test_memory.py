@@ -14,6 +14,7 @@ pytestmark = pytest.mark.system
 MEASURE = """
 import resource, sys
 import numpy as np
+from support.specs import spec
 from hfmega.evaluation.network import Network
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import load_split
@@ -26,8 +27,8 @@ from hfmega.weights.checkpoint import load_weights
 from hfmega.weights.sources import mix
 from dataclasses import replace
 sources, population = [pull.pull(folder) for folder in sys.argv[1:3]], int(sys.argv[3])
-images = load_split(open_dataset("digits"), np.arange(4), sources[0].config, "few")
-evaluator = Evaluator(Network(sources[0].config, mix(sources, [load_weights(s) for s in sources]), None))
+images = load_split(open_dataset("digits"), np.arange(4), sources[0].spec, "few")
+evaluator = Evaluator(Network(sources[0].spec, mix(sources, [load_weights(s) for s in sources]), None))
 search = MeGA([source_alone(k, 2) for k in range(2)], replace(DEFAULT, population=population, generations=2), seed=0)
 while not search.done:
     search.tell(evaluator.scores(search.ask(), images))
@@ -38,7 +39,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 def test_memory_does_not_grow_with_the_population(tmp_path: Path) -> None:
     """ResNet-56, two populations (the second has noise): 200 individuals take at most 10 % more than 20."""
-    from hfmega.models.timm_library import build
+    from hfmega.models.library import build, read
     from hfmega.weights.checkpoint import save_weights
 
     config = '{"architecture": "resnet56_cifar", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 16, 16]}}'
@@ -47,7 +48,7 @@ def test_memory_does_not_grow_with_the_population(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "config.json").write_text(config)
         save_weights(
-            build({"architecture": "resnet56_cifar", "num_classes": 10}, seed).state_dict(),
+            build(read(folder / "config.json", "here"), seed).state_dict(),
             folder / "model.safetensors",
         )
     peaks, environment = [], {**os.environ, "OMP_NUM_THREADS": "1"}

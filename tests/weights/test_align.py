@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import run
+from support.specs import spec
 from torch import Tensor
 
 from hfmega.errors import HfmegaError
 from hfmega.folder import RECIPE
 from hfmega.hub.pull import pull
-from hfmega.models.preprocessing import preprocessing_of
-from hfmega.models.timm_library import build
+from hfmega.models.library import Spec, build
 from hfmega.models.trace import spaces_of
 from hfmega.weights import align
 from hfmega.weights.checkpoint import load_weights, save_weights
@@ -37,8 +37,8 @@ def large(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.system) if slow else name
 
 
-def config_of(network: str) -> dict[str, object]:
-    return {"architecture": network, "num_classes": 10}
+def config_of(network: str) -> Spec:
+    return spec(network)
 
 
 def weights_of(network: str, seed: int = 0) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def test_a_permuted_network_computes_the_same(network: str) -> None:
     config, state = config_of(network), weights_of(network)
     spaces = spaces_of(config)
     turned = permute(state, spaces, random_permutations(spaces, 1))
-    images = torch.randn(2, *preprocessing_of(config)["input_size"], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *config.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
     model = build(config).eval()
     with torch.inference_mode():
         model.load_state_dict(state)
@@ -101,7 +101,7 @@ def test_matching_activations_undoes_a_permutation() -> None:
 def test_a_matched_network_is_nearer(shared_checkpoints: Path) -> None:
     first, second = (pull(str(shared_checkpoints / f"resnet8-s{seed}")) for seed in (44, 45))
     states = [load_weights(first), load_weights(second)]
-    turned = align.apply(first.config, states, align.align("weights", first.config, states, None).permutations)
+    turned = align.apply(first.spec, states, align.align("weights", first.spec, states, None).permutations)
     before, after = relate(*states), relate(*turned)
     assert before.relation == "independent"
     assert before.cosine < 0.05 < 0.1 < after.cosine
@@ -146,7 +146,7 @@ def permuted_copy(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("permuted") / "copy"
     folder.mkdir()
     (folder / "config.json").write_text((source.folder / "config.json").read_text())
-    spaces = spaces_of(source.config)
+    spaces = spaces_of(source.spec)
     save_weights(permute(load_weights(source), spaces, random_permutations(spaces, 3)), folder / "model.safetensors")
     return folder
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.untrained import CONFIG, State, checkpoint, state
+from support.untrained import CONFIG, SPEC, State, checkpoint, state
 
 from hfmega.errors import HfmegaError
-from hfmega.models.timm_library import build
+from hfmega.models.library import build
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.checkpoint import Checkpoint, load_weights, save_weights
 from hfmega.weights.mergeable import check_mergeable
@@ -124,7 +124,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, damage: str) -> None:
 def test_noise_may_touch_what_the_network_calls_parameters() -> None:
     sources = mix([checkpoint("ann/a"), checkpoint("bob/b")], [state(1), state(2)])
     parameters = {slot.name for slot in sources.layout.slots if slot.parameter}
-    assert parameters == {name for name, _ in build(CONFIG).named_parameters()}
+    assert parameters == {name for name, _ in build(SPEC).named_parameters()}
     assert sources.layout.size == 79_050 - 7 * 65  # seven classes fewer than ten
 
 

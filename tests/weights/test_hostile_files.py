@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import save_file
 from support.hostile import LINEAGE
 from support.hub import Hub, client
-from support.untrained import CONFIG, checkpoint, state
+from support.specs import spec
+from support.untrained import CONFIG, SPEC, checkpoint, state
 from torch import Tensor
 
 from hfmega.errors import HfmegaError
 from hfmega.merging.merge import merge
 from hfmega.merging.replay import read_evidence, replay
 from hfmega.models.fit import resume
-from hfmega.models.timm_library import build, sizes
+from hfmega.models.library import build, sizes
 from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report import lineage
@@ -131,7 +132,7 @@ def test_a_name_of_a_tensor_is_spelled_where_a_terminal_would_obey_it(tmp_path: 
 def test_a_network_is_compared_with_its_file_before_it_has_memory(config: dict[str, Any], sentence: str) -> None:
     before = peak_memory()
     with pytest.raises(HfmegaError, match=f"^ann/a {sentence}"):
-        check_mergeable([replace(checkpoint("ann/a"), config=config)], [state()])
+        check_mergeable([replace(checkpoint("ann/a"), spec=spec(**config))], [state()])
     assert peak_memory() - before < 200e6
 
 
@@ -148,7 +149,7 @@ def test_a_million_classes_do_not_fit_a_file_of_three() -> None:
 
 @pytest.mark.parametrize("network", ["resnet8_cifar", "vit_tiny_patch16_224", "densenet121", "convnext_atto"])
 def test_sizes_are_those_of_the_network(network: str) -> None:
-    config = {"architecture": network, "num_classes": 7}
+    config = spec(network, num_classes=7)
     assert sizes(config) == {name: tuple(t.shape) for name, t in build(config).state_dict().items()}
 
 
@@ -184,12 +185,12 @@ def test_a_permutation_of_another_length_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.safetensors"
     save_file({"permutation/1/conv1.weight": torch.arange(15)}, path)
     with pytest.raises(HfmegaError, match=r"the permutation of conv1\.weight is not one of 16 channels"):
-        align.apply(CONFIG, [state(1), state(2)], align.read(path, 2))
-    spaces = spaces_of(CONFIG)
+        align.apply(SPEC, [state(1), state(2)], align.read(path, 2))
+    spaces = spaces_of(SPEC)
     good = random_permutations(spaces, 1)
     save_file({f"permutation/1/{name}": order for name, order in good.items()}, path)
     turned = permute(state(2), spaces, good)
-    found = align.apply(CONFIG, [state(1), state(2)], align.read(path, 2))[1]
+    found = align.apply(SPEC, [state(1), state(2)], align.read(path, 2))[1]
     assert all(torch.equal(found[name], turned[name]) for name in turned)
 
 
@@ -277,7 +278,7 @@ def test_a_pickle_beside_the_weights_is_never_loaded(
 
 
 def test_the_state_of_a_training_is_no_program(tmp_path: Path) -> None:
-    model = build(CONFIG)
+    model = build(SPEC)
     torch.save(Attack(tmp_path / "ran"), tmp_path / "training.pt")
     with pytest.raises(
         HfmegaError, match=r"training\.pt is no state of this training, so it cannot go on: --overwrite"

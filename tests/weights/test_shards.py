@@ -142,7 +142,7 @@ def test_a_merge_of_shards_is_replayed_and_verified_wherever_they_lie(
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(HfmegaError, match="was not found: name its place"):
         replay(str(tmp_path / "out"))
-    checks = list(verify(str(tmp_path / "out"), None, tmp_path / "there", None))
+    checks = list(verify(str(tmp_path / "out"), None, tmp_path / "there"))
     assert [check.name for check in checks if not check.ok] == []
 
 
