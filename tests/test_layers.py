@@ -96,6 +96,23 @@ def test_what_needs_no_torch_imports_none(module: str, without: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
+KEYS: Final = {"architecture", "pretrained_cfg", "model_args", "label_names", "num_classes", "id2label", "hfmega"}
+
+
+def test_above_models_nobody_reads_a_config_or_names_a_library() -> None:
+    for name, tree in MODULES.items():
+        if name.startswith("models"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                words = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                assert not any(w.split(".")[0] in ("timm", "transformers", "timm_library") for w in words), name
+            read = node.slice if isinstance(node, ast.Subscript) else None
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".get") and node.args:
+                read = node.args[0]
+            assert not (isinstance(read, ast.Constant) and read.value in KEYS), name
+
+
 def test_no_signature_carries_a_token() -> None:
     for name, tree in MODULES.items():
         arguments = [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)]

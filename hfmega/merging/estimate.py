@@ -16,7 +16,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
 from hfmega.merging.pairing import Node, plan
-from hfmega.merging.prepare import choose_dataset
+from hfmega.merging.prepare import choose_dataset, looked_at
 from hfmega.models.library import Spec, build, has_statistics, sizes
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
@@ -50,7 +50,9 @@ def estimate(settings: MergeSettings) -> Estimate:
     dataset, download = describe(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     rows = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
     spec = checkpoints[0].spec
-    price = cost(settings, len(checkpoints), rows, has_statistics(spec))
+    statistics = has_statistics(spec)
+    read = looked_at(rows, settings, statistics)
+    price = cost(settings, len(checkpoints), rows, statistics)
     rate = evaluation_rate(spec) * processes().num_processes
     names = [checkpoint.name for checkpoint in checkpoints]
     return Estimate(
@@ -59,12 +61,12 @@ def estimate(settings: MergeSettings) -> Estimate:
             for level in plan(names[: len(settings.sources)], settings.tree if settings.searches else "flat")
             for node in level
         ),
-        images={purpose: len(r) for purpose, r in rows.rows.items()},
+        images={purpose: len(r) for purpose, r in read.items()},
         evaluations=price.evaluations,
         images_seen=price.searching + price.showing,
         images_per_second=rate,
         seconds=(price.searching + price.showing) / rate,
-        peak_bytes=peak_bytes(spec, len(checkpoints), sum(map(len, rows.rows.values()))),
+        peak_bytes=peak_bytes(spec, len(checkpoints), sum(map(len, read.values()))),
         download_bytes=download + sum(preview.download_bytes for preview in previews),
     )
 
@@ -98,7 +100,7 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     ):  # the run-off: each source both ways, an average and two finds of each search
         searching += (2 * sources + 3 * merges) * (size["search"] + size["confirm"] + calibration)
     shown = sources * (2 if statistics else 1) + 1 + merges
-    return Cost(evaluations, searching, shown * (size["test"] + size["calibration"] // 2))
+    return Cost(evaluations, searching, shown * (size["test"] + (size["calibration"] // 2 if statistics else 0)))
 
 
 def evaluation_rate(spec: Spec) -> float:

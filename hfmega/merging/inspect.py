@@ -146,9 +146,11 @@ def advise(found: Inspection, best: Answers) -> str:
             f"Merging will not pay: the best source has {best.accuracy:.4f}, the best network between two of them "
             f"{seen.accuracy:.4f}; {together}."
         )
+    flags = seen.walk.flags(found.statistics)
+    how = f"Merge with `{flags}`" if flags else "Merge"
     expected = "most of it" if seen.p_value < SIGNIFICANCE else "less, perhaps nothing,"
     return (
-        f"Merge with `{seen.walk.flags}`: {seen.share:.0%} of the way from {pair.first} to {pair.second} accuracy is "
+        f"{how}: {seen.share:.0%} of the way from {pair.first} to {pair.second} accuracy is "
         f"{seen.accuracy:.4f}, {100 * seen.gain:.2f} points over the best source; that point was chosen on these "
         f"images, so expect {expected} on others; {together}."
     )

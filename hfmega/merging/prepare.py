@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from hfmega.data.dataset import DEFAULT_DATASET, Dataset, open_dataset
+from hfmega.data.dataset import DEFAULT_DATASET, Dataset, Rows, open_dataset
 from hfmega.data.images import Split, label_order, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
 from hfmega.errors import HfmegaError
@@ -17,7 +17,7 @@ from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
-from hfmega.models.library import Spec, normalizer
+from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.output import Output
 from hfmega.settings import MergeSettings, recorded
 from hfmega.weights import align
@@ -83,12 +83,16 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     checkpoints, members, notes = gather(settings, output, state)
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     check_mergeable(checkpoints, states)
-    output.say(outlook(loosest(states)))
     spec = checkpoints[0].spec
+    statistics = has_statistics(spec)
+    output.say(outlook(loosest(states), statistics))
     with state.main_process_first():
         dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
-    splits = {purpose: load_split(dataset, rows, spec, purpose) for purpose, rows in plan.rows.items() if len(rows)}
+    splits = {
+        purpose: load_split(dataset, rows, spec, purpose)
+        for purpose, rows in looked_at(plan, settings, statistics).items()
+    }
     _, label_note = label_order(dataset.classes, spec.labels)
     alignment = aligned(settings, spec, states, splits.get("calibration"))
     notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]
@@ -104,7 +108,9 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(network.folded or ())}")
     if settings.calibrate and not network.can_calibrate:
         raise HfmegaError(
-            "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
+            "--calibrate needs calibration images: name them with --calibration-split."
+            if statistics
+            else f"--calibrate re-estimates BatchNorm statistics, but {spec.architecture} has none: remove --calibrate."
         )
     return Job(
         settings,
@@ -121,6 +127,12 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         alignment,
         tuple(notes),
     )
+
+
+def looked_at(plan: SplitPlan, settings: MergeSettings, statistics: bool) -> dict[str, Rows]:
+    """Purpose to the rows that are decoded: calibration images only where BatchNorm or the alignment reads them."""
+    calibrates = statistics or settings.align == "activations"
+    return {p: rows for p, rows in plan.rows.items() if len(rows) and (calibrates or p != "calibration")}
 
 
 def aligned(

@@ -71,7 +71,8 @@ def decided(job: Job, output: Output) -> Job:
     if job.settings.calibrate is not None:
         return job
     calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
-    output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
+    if job.evaluator.network.can_calibrate:
+        output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
     return replace(job, settings=replace(job.settings, calibrate=calibrate))
 
 

@@ -181,8 +181,12 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
     except ValidationError as error:
         raise HfmegaError(f"the settings of the lineage name no images: {error.errors()[0]['msg']}") from error
     plan = plan_splits(dataset, [c.record for c in rebuilt.checkpoints], request)
-    spec = rebuilt.checkpoints[0].spec
-    return {name: load_split(dataset, rows, spec, name) for name, rows in plan.rows.items() if len(rows)}
+    spec, recorded = rebuilt.checkpoints[0].spec, merge.lineage.data.splits
+    return {
+        name: load_split(dataset, rows, spec, name)
+        for name, rows in plan.rows.items()
+        if len(rows) and name in recorded
+    }
 
 
 def same_images(made: Lineage, splits: Mapping[str, Split]) -> str:

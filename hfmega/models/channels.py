@@ -31,7 +31,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Spaces:
-    """All spaces of a network in the order of its graph. notes: a sentence for each layer that cannot be permuted."""
+    """All spaces of a network in the order of its graph. notes: a sentence for each reason why layers cannot move."""
 
     spaces: tuple[Space, ...]
     notes: tuple[str, ...]
@@ -55,14 +55,17 @@ class Weight:
 
 @dataclass
 class Groups:
-    """Groups of channels, by number: their sizes, the axes that they index, and which of them never move."""
+    """Groups of channels, by number: their sizes, the axes that they index, and which of them never move.
+
+    stuck: why layers cannot be permuted, to their names.
+    """
 
     sizes: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
     axes: dict[int, list[Axis]] = field(default_factory=dict)
     nodes: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    stuck: dict[str, list[str]] = field(default_factory=dict)
 
     def group(self, size: int) -> int:
         self.sizes.append(size)
@@ -119,4 +122,12 @@ class Groups:
             for root in axes
             if root not in frozen and axes[root] and self.sizes[root] > 1
         ]
-        return Spaces(tuple(found), tuple(dict.fromkeys(self.notes)))
+        return Spaces(tuple(found), tuple(note(why, layers) for why, layers in self.stuck.items()))
+
+
+def note(why: str, layers: list[str]) -> str:
+    """A sentence on the layers that cannot be permuted for one reason."""
+    first, *more = layers
+    if more:
+        return f"{len(layers)} layers ({first}, ...) cannot be permuted ({why}), so their channels stay where they are."
+    return f"{first} cannot be permuted ({why}), so its channels stay where they are."

@@ -144,7 +144,9 @@ class Tracer(Groups):
         """Everything that goes in stays where it is; a sentence says so if something could have moved."""
         moving = [c for c in self.inputs(node) if any(self.root(s) not in self.frozen for s in c.segments)]
         if moving:
-            self.notes.append(f"{layer_name(node)} cannot be permuted ({why}), so its channels stay where they are.")
+            layers = self.stuck.setdefault(why, [])
+            if layer_name(node) not in layers:
+                layers.append(layer_name(node))
         self.freeze(*self.inputs(node))
         return None
 

@@ -46,6 +46,7 @@ def text(lineage: Lineage, spec: Spec) -> str:
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
+        statistics=any(reference.kind == "calibrated source" for reference in lineage.references),
         **loading(spec),
     )
 

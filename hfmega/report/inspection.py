@@ -32,11 +32,11 @@ class Walk:
         ways = [word for word, so in (("aligned", self.align != "none"), ("calibrated", self.calibrated)) if so]
         return ", ".join(ways) or "as they are"
 
-    @property
-    def flags(self) -> str:
-        """The flags of `hfmega merge` that go this way."""
-        align = "" if self.align == "none" else f"--align {self.align} "
-        return align + ("--calibrate" if self.calibrated else "--no-calibrate")
+    def flags(self, statistics: bool) -> str:
+        """The flags of `hfmega merge` that go this way. statistics: whether there are some to re-estimate."""
+        align = [] if self.align == "none" else [f"--align {self.align}"]
+        calibrate = ["--calibrate" if self.calibrated else "--no-calibrate"] if statistics else []
+        return " ".join([*align, *calibrate])
 
     @property
     def barrier(self) -> float:
@@ -91,6 +91,11 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     @property
+    def statistics(self) -> bool:
+        """Whether BatchNorm statistics were re-estimated."""
+        return any(source.calibrated_accuracy is not None for source in self.sources)
+
+    @property
     def relation(self) -> Relation | None:
         """That of the pair which is least alike."""
         return min(self.pairs, key=lambda pair: pair.kinship.cosine).kinship.relation if self.pairs else None
@@ -140,8 +145,12 @@ def rows(found: Inspection) -> tuple[list[str], list[list[str]]]:
             lines.append(
                 [name, f"{walk.accuracy[5]:.4f}", *([f"{w.accuracy[5]:.4f}" for w in after] or [""]), barriers]
             )
-    lines.append(["ensemble", "", f"{found.ensemble_accuracy:.4f}", ""])
-    return ["model", "accuracy", "calibrated", "barrier (points)"], lines
+    together = f"{found.ensemble_accuracy:.4f}"
+    lines.append(["ensemble", "", together, ""] if found.statistics else ["ensemble", together, "", ""])
+    columns = ["model", "accuracy", "calibrated", "barrier (points)"]
+    if not found.statistics:
+        return columns[:2] + columns[3:], [line[:2] + line[3:] for line in lines]
+    return columns, lines
 
 
 def layer_rows(pair: Pair) -> tuple[list[str], list[list[str]]]:

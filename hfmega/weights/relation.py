@@ -59,11 +59,15 @@ def loosest(states: Sequence[Mapping[str, Tensor]]) -> Kinship:
     return min((relate(a, b) for a, b in combinations(states, 2)), key=lambda kinship: kinship.cosine)
 
 
-def outlook(kinship: Kinship) -> str:
-    """One line for someone about to merge: what the weights are to each other, and what that promises."""
+def outlook(kinship: Kinship, statistics: bool) -> str:
+    """One line for someone about to merge: what the weights are to each other, and what that promises.
+
+    statistics: whether the networks have BatchNorm statistics.
+    """
+    best = "best calibrated source" if statistics else "best source"
     promise = {
         "identical": "there is nothing to merge",
         "shared trunk": "their averages usually work, so a merge can pay",
-        "independent": "networks between them usually fall apart, so expect the best calibrated source to stand",
+        "independent": f"networks between them usually fall apart, so expect the {best} to stand",
     }[kinship.relation]
     return f"relation: {kinship.relation} (median cosine {kinship.cosine:.2f}): {promise} (more: hfmega inspect)"

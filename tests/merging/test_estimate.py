@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
+from support.specs import spec
 
 from hfmega.data.splits import plan_splits
 from hfmega.errors import HfmegaError
@@ -81,9 +82,9 @@ def test_the_hours_of_a_reproduction_are_printed_without_training(tmp_path: Path
 
 def test_the_peak_memory_grows_with_the_sources_and_the_images() -> None:
     preprocessing = {"input_size": [3, 32, 32], "mean": [0.0] * 3, "std": [1.0] * 3}
-    config = {"architecture": "resnet152_cifar", "num_classes": 10, "pretrained_cfg": preprocessing}
-    small = estimate.peak_bytes(config, 2, 0)
-    more_sources, more_images = estimate.peak_bytes(config, 22, 0), estimate.peak_bytes(config, 2, 100_000)
+    large = spec("resnet152_cifar", pretrained_cfg=preprocessing)
+    small = estimate.peak_bytes(large, 2, 0)
+    more_sources, more_images = estimate.peak_bytes(large, 22, 0), estimate.peak_bytes(large, 2, 100_000)
     noise = 40e6  # of the process itself, between two calls
     assert abs(more_sources - small - 20 * 4 * 3_512_426) < noise
     assert abs(more_images - small - 100_000 * 3 * 32 * 32) < noise

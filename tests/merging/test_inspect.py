@@ -88,8 +88,14 @@ def test_the_barrier_is_the_deepest_fall_below_the_line() -> None:
 
 def test_the_flags_of_a_walk() -> None:
     flat = (0.5,) * 11
-    flags = [Walk(align, calibrated, flat, flat).flags for align in ("none", "weights") for calibrated in (False, True)]
-    assert flags == ["--no-calibrate", "--calibrate", "--align weights --no-calibrate", "--align weights --calibrate"]
+    walks = [Walk(align, calibrated, flat, flat) for align in ("none", "weights") for calibrated in (False, True)]
+    assert [walk.flags(statistics=False) for walk in walks[::2]] == ["", "--align weights"]
+    assert [walk.flags(statistics=True) for walk in walks] == [
+        "--no-calibrate",
+        "--calibrate",
+        "--align weights --no-calibrate",
+        "--align weights --calibrate",
+    ]
 
 
 @pytest.mark.system

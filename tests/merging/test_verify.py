@@ -15,6 +15,7 @@ from support.hub import Hub
 
 from hfmega.merging import verify
 from hfmega.merging.merge import merge
+from hfmega.models.library import read
 from hfmega.output import Output
 from hfmega.report import card, lineage
 from hfmega.settings import GASettings, MergeSettings, SplitRequest
@@ -53,8 +54,8 @@ def edit(folder: Path, change: Callable[[Any], None]) -> None:
     content = json.loads((folder / "lineage.json").read_text())
     change(content)
     (folder / "lineage.json").write_text(json.dumps(content))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "README.md").write_text(card.text(lineage.read(folder / "lineage.json"), config))
+    spec = read(folder / "config.json", "here")
+    (folder / "README.md").write_text(card.text(lineage.read(folder / "lineage.json"), spec))
 
 
 def test_an_untouched_merge_is_verified(folder: Path) -> None:
