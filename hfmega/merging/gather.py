@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from accelerate import PartialState
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HubError, SourceError
 from hfmega.folder import LINEAGE
 from hfmega.hub import pull
 from hfmega.merging.replay import find_source
@@ -49,7 +49,7 @@ def gather(
         with state.main_process_first():
             try:
                 recipe, below = expand(found) if settings.searches else (Recipe((1.0,)), [found])
-            except HfmegaError as error:
+            except (SourceError, HubError) as error:
                 notes.append(f"{found.name} is a merge whose sources cannot be had, so it is taken as it is: {error}")
                 recipe, below = Recipe((1.0,)), [found]
         for leaf in below:
@@ -98,7 +98,7 @@ def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> li
         with state.main_process_first():
             found = pull.pull(source)
         if found.sha256 in (c.sha256 for c in checkpoints):
-            raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
+            raise SourceError(f"{source} has the same weights as an earlier source: name each source once.")
         checkpoints.append(replace(found, name=distinct(found, [c.name for c in checkpoints])))
     return checkpoints
 

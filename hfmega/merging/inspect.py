@@ -11,7 +11,7 @@ from torch import Tensor
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import Split, load_split
 from hfmega.data.splits import plan_splits
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.evaluation.answers import SIGNIFICANCE, Answers, compare
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.processes import processes
@@ -40,7 +40,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     try:
         check_mergeable(checkpoints, states)
-    except HfmegaError as error:
+    except SourceError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
     config, names = checkpoints[0].config, [checkpoint.name for checkpoint in checkpoints]
     dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)

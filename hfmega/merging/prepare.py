@@ -13,7 +13,7 @@ from torch import Tensor
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, open_dataset
 from hfmega.data.images import Split, label_order, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
-from hfmega.errors import HfmegaError
+from hfmega.errors import SettingsError
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
@@ -96,7 +96,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.detail(f"{evaluator.sources.layout.size:,} floats in each source, batches of {evaluator.batch_size} images")
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(evaluator.folded or ())}")
     if settings.calibrate and not evaluator.can_calibrate:
-        raise HfmegaError(
+        raise SettingsError(
             "there are no BatchNorm statistics to re-estimate, or no images to do it with: --no-calibrate."
         )
     return Job(
@@ -133,7 +133,7 @@ def choose_dataset(settings: MergeSettings, checkpoints: list[Checkpoint]) -> st
     if settings.dataset:
         return settings.dataset
     if len(recorded_sets) > 1:
-        raise HfmegaError(
+        raise SettingsError(
             f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset."
         )
     return recorded_sets.pop() if recorded_sets else DEFAULT_DATASET

@@ -7,19 +7,19 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 
 
 def preprocessing_of(config: dict[str, Any]) -> dict[str, Any]:
     """What a timm config says of its images: input_size, interpolation, mean, std, crop.
 
-    Raises HfmegaError when mean and standard deviation are not those of as many channels as the network takes.
+    Raises SourceError when mean and standard deviation are not those of as many channels as the network takes.
     """
     pretrained_cfg = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
     found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
     channels = found["input_size"][0]
     if channels not in (1, 3) or any(len(found[key]) != channels for key in ("mean", "std")):
-        raise HfmegaError(f"{config['architecture']} takes {channels} channels, which its mean and std do not fit.")
+        raise SourceError(f"{config['architecture']} takes {channels} channels, which its mean and std do not fit.")
     return found
 
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 
 # What of a config reaches timm's constructors. Configs come from anyone: nothing that names a file, a class or a place.
 ARGUMENTS: Final = frozenset({"num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate"})
@@ -19,14 +19,14 @@ PRETRAINED: Final = frozenset(
 def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     """The network that a timm `config.json` describes, in eval mode, with weights drawn from `seed`.
 
-    Raises HfmegaError when timm does not know the architecture or refuses the config.
+    Raises SourceError when timm does not know the architecture or refuses the config.
     """
     architecture = str(config.get("architecture"))
     if not timm.is_model(architecture):
-        raise HfmegaError(f"the architecture {architecture!r} is unknown to timm {timm.__version__}: update timm.")
+        raise SourceError(f"the architecture {architecture!r} is unknown to timm {timm.__version__}: update timm.")
     arguments = config.get("model_args", {})
     if surplus := sorted(arguments.keys() - ARGUMENTS):
-        raise HfmegaError(
+        raise SourceError(
             f"the config of {architecture} has the constructor argument {surplus[0]!r}, which hfmega does not pass on "
             f"(it passes {', '.join(sorted(ARGUMENTS))})."
         )
@@ -39,7 +39,7 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
             torch.manual_seed(seed)
             model = timm.create_model(architecture, pretrained=False, **options)
     except Exception as error:  # timm's constructors take what they get, and raise what they come upon
-        raise HfmegaError(f"timm cannot build {architecture} from this config: {error}") from error
+        raise SourceError(f"timm cannot build {architecture} from this config: {error}") from error
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ from hfmega.report.lineage import Lineage, Reference, Result
 from hfmega.report.markdown import code, inert, number, short
 from hfmega.report.metadata import merge_metadata, source_metadata
 from hfmega.report.wording import verdict
+from hfmega.settings import METHODS
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
@@ -45,6 +46,7 @@ def text(lineage: Lineage, config: dict[str, Any]) -> str:
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
+        methods=METHODS,
         **loading(config),
     )
 

@@ -234,7 +234,7 @@ def test_confirm_share_zero_gives_all_fitness_images_to_the_search() -> None:
 
 
 def test_confirm_share_one_is_refused() -> None:
-    with pytest.raises(HfmegaError, match=r"^a confirm share of 1\.0 leaves no fitness images for the search\.$"):
+    with pytest.raises(HfmegaError, match=r"^--confirm-share must be at least 0 and below 1, not 1\.0\.$"):
         plan(confirm_share=1.0)
 
 
