@@ -27,7 +27,7 @@ from hfmega.output import Output
 from hfmega.report import card, markdown, wording
 from hfmega.report.lineage import Lineage
 from hfmega.report.wording import probability
-from hfmega.settings import AFFINE, DEFAULT, SEARCHES, WITH_BASE, WITH_EVIDENCE, MergeSettings, SplitRequest
+from hfmega.settings import DEFAULT, METHODS, MergeSettings, SplitRequest
 from hfmega.study.results import best_of
 from hfmega.study.train import TrainSettings, train
 
@@ -58,10 +58,15 @@ class Ask:
 SEARCHED: Final = {
     DEFAULT_ROW: Ask("mega", control=True),
     "mega, aligned": Ask("mega", aligned=True, control=True),
-    **{name: Ask(name) for name in SEARCHES if name != "mega"},
+    **{name: Ask(name) for name, facts in METHODS.items() if facts.searches and name != "mega"},
     "learned, by channel": Ask("learned", genome="channel", aligned=True, control=True),
 }
-OUTSIDE: Final = {f"{method}, with base": Ask(method, based=True) for method in AFFINE}
+BASED: Final = tuple(name for name, facts in METHODS.items() if facts.base == "needed")
+OUTSIDE: Final = {
+    f"{method}, with base": Ask(method, based=True)
+    for method, facts in METHODS.items()
+    if facts.base == "one more input"
+}
 # What keeps a search from fooling itself, one change at a time; not on every family.
 VARIED: Final = {
     "mega, no run-off": Ask("mega", confirm_share=0.0),
@@ -168,15 +173,16 @@ def methods_of(family: Family) -> list[str]:
     searched = [row for row in SEARCHED if family.kind == "independent" or row != "mega, aligned"]
     pair = ["slerp"] if len(family.sources) == 2 else []
     outside = list(OUTSIDE) if family.base else []
-    based = WITH_BASE if family.base else ()
+    based = BASED if family.base else ()
     varied = list(VARIED) if family.varied else []
-    return [*searched, *outside, "greedy-soup", "average", *pair, *WITH_EVIDENCE, *based, *varied]
+    seen = [name for name, facts in METHODS.items() if facts.images]
+    return [*searched, *outside, "greedy-soup", "average", *pair, *seen, *based, *varied]
 
 
 def asked(family: Family, method: str, places: dict[str, str], arguments: argparse.Namespace) -> list[MergeSettings]:
     """The merges of one row."""
     count, how = len(family.sources), EVERY.get(method, Ask(method))
-    base = family.base if how.based or method in WITH_BASE else None
+    base = family.base if how.based or method in BASED else None
     # The sum of task vectors is scaled to a step of 1.3 beyond their mean (task arithmetic) or to their mean (DARE).
     scale = {"task-arithmetic": 1.3 / count, "dare-linear": 1 / count}.get(method, 1.0)
     name = method.replace(", ", "-").replace(" ", "-").replace("%", "percent")

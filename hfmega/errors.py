@@ -1,4 +1,10 @@
-"""What hfmega raises: problems that one sentence explains."""
+"""What hfmega raises: problems that one sentence explains.
+
+HfmegaError
+  SettingsError   settings that make no merge (also a ValueError)
+  SourceError     a checkpoint that cannot be used, or is not there
+  HubError        the Hub refuses, lacks or does not answer
+"""
 
 
 def printable(text: str) -> str:
@@ -14,3 +20,15 @@ class HfmegaError(Exception):
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(printable(" ".join(sentence.splitlines())))
+
+
+class SettingsError(HfmegaError, ValueError):
+    """Settings that make no merge."""
+
+
+class SourceError(HfmegaError):
+    """A checkpoint that cannot be used, or is not there."""
+
+
+class HubError(HfmegaError):
+    """The Hub refuses, lacks or does not answer."""

@@ -13,15 +13,21 @@ from hfmega.errors import HfmegaError
 DISTRIBUTED: Final = "WORLD_SIZE"
 
 
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
 def processes_wanted(asked: int | None, cpu: bool) -> int:
     """How many processes to start: as asked, else one per visible GPU; 1 inside a launch that is under way."""
     if DISTRIBUTED in os.environ:
         return 1
     if asked is not None:
         return asked
+    if cpu:
+        return 1
     import torch
 
-    return 1 if cpu else max(1, torch.cuda.device_count())
+    return max(1, torch.cuda.device_count())
 
 
 def leave() -> None:
@@ -57,6 +63,7 @@ def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     was killed; the others are stopped then.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -76,6 +83,8 @@ def relaunch(arguments: Sequence[str], processes: int, cpu: bool) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "hfmega", *arguments)
+    except SignalException as error:  # what torch makes of a signal to this process, after it has stopped the others
+        raise (KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated) from error
     except ChildFailedError as error:
         failures = sorted(error.failures.items(), key=lambda failure: failure[1].timestamp)
         codes = {rank: failure.exitcode for rank, failure in failures}

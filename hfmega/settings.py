@@ -1,106 +1,22 @@
-"""What a merge depends on: searches, splits, presets, methods, and what of them a lineage records."""
+"""The settings of a merge, said once: flags, the YAML of --config, lineages and the command of a card follow from them.
+
+A field's metadata is what the command line says of it. Methods and presets are tables.
+"""
 
 import math
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final, Literal
+from types import NoneType
+from typing import Any, Final, Literal, get_args, get_origin
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SettingsError
 
+Group = Literal["Everyday", "Data", "Search", "Method", "Hardware", "Publishing", "Output"]
 Genome = Literal["model", "stage", "layer", "tensor", "channel"]
-
-
-@dataclass(frozen=True)
-class GASettings:
-    """The constants of the search. A generation is one evaluated population; the first is the initial one.
-
-    mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
-    redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
-    break_ties: equal accuracies are ordered by mean loss.
-    genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
-    and a mutation is a step of the coefficients of some groups instead of noise on weights.
-    Raises HfmegaError for constants that make no search.
-    """
-
-    population: int = 20
-    generations: int = 20
-    parents: int = 4
-    tournament: int = 3
-    mutation_rate: float = 0.02
-    mutation_sigma: float = 0.1
-    mutation_unit: Literal["element", "tensor"] = "element"
-    anchors: bool = False
-    redraw_parents: bool = False
-    break_ties: bool = False
-    fitness: Literal["accuracy", "loss"] = "accuracy"
-    genome: Genome = "model"
-
-    def __post_init__(self) -> None:
-        if self.population < 2:
-            raise HfmegaError(f"a population of {self.population} cannot be crossed: it needs at least 2.")
-        if self.generations < 1:
-            raise HfmegaError(f"{self.generations} generations make no search: it needs at least 1.")
-        if self.parents < 2:
-            raise HfmegaError(f"{self.parents} parents cannot be crossed: it needs at least 2.")
-        if not 1 <= self.tournament <= self.population:
-            raise HfmegaError(f"a tournament of {self.tournament} does not fit a population of {self.population}.")
-        if not 0 <= self.mutation_rate <= 1:
-            raise HfmegaError(f"a mutation rate of {self.mutation_rate} is no probability: it lies between 0 and 1.")
-        if not (math.isfinite(self.mutation_sigma) and self.mutation_sigma >= 0):
-            raise HfmegaError(f"a mutation sigma of {self.mutation_sigma} is no standard deviation.")
-
-
-# The paper prints no sigma: it gets the one of the author's program. On trained weights that is a large step, after
-# which fitness rises and unseen images lose: the default takes a tenth of it.
-PAPER: Final = GASettings()
-AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
-DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
-
-
-@dataclass(frozen=True)
-class SplitRequest:
-    """What the user said of the splits, in `datasets` slice syntax; None is: choose for me.
-
-    fitness_images: how many of the fitness images are used, drawn at random; None: all.
-    distill: unlabelled images for the last mile, if it distills; None: all images that calibration may take.
-    """
-
-    fitness: str | None = None
-    fitness_images: int | None = None
-    calibration: str | None = None
-    test: str | None = None
-    confirm_share: float = 0.4
-    allow_leak: bool = False
-    distill: str | None = None
-    distills: bool = False
-
-
-@dataclass(frozen=True)
-class LastMileSettings:
-    """A short training after the merge. distill: from the ensemble's answers on unlabelled images; fine_tune: from the
-    labels of the search images. epochs, learning_rate None: as many as show 45,000 images; two rates are tried.
-
-    Raises HfmegaError for constants that train nothing.
-    """
-
-    distill: bool = False
-    fine_tune: bool = False
-    epochs: int | None = None
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise HfmegaError(f"--last-epochs must be at least 1, not {self.epochs}.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise HfmegaError(f"--last-lr must be above 0, not {self.learning_rate}.")
-        if not self.wanted and (self.epochs or self.learning_rate):
-            raise HfmegaError("--last-epochs and --last-lr belong to a last mile: add --distill or --fine-tune.")
-
-    @property
-    def wanted(self) -> bool:
-        return self.distill or self.fine_tune
-
-
 Method = Literal[
     "mega",
     "cmaes",
@@ -116,11 +32,165 @@ Method = Literal[
     "fisher",
     "regmean",
 ]
-SEARCHES: Final = ("mega", "cmaes", "random", "learned")
-GENOMES: Final = ("mega", "learned")
-WITH_EVIDENCE: Final = ("fisher", "regmean")
-WITH_BASE: Final = ("task-arithmetic", "ties", "dare-linear", "dare-ties")
-AFFINE: Final = ("cmaes", "learned")  # coefficients of any sign, so that a base is one more source
+SLICE: Final = re.compile(r"\w+(\.\w+)*(\[(-?[\d_]+%?)?:(-?[\d_]+%?)?\])?(\([^)]*\))?")
+
+
+def said(text: str, group: Group, default: Any = MISSING, **more: Any) -> Any:
+    """A field that the command line offers.
+
+    more: `metavar`; `name`: what flag, YAML and lineage call it, if not as the field is called; `short`: one letter;
+    `switches`: flags that stand for a value each; `usual`: the default in words, where it is not a value; `recorded`:
+    False for what a lineage records elsewhere or nowhere.
+    """
+    return field(default=default, metadata={"text": text, "group": group, **more})
+
+
+def require(holds: bool, flag: str, what: str, value: object) -> None:
+    """Raises SettingsError with what a flag must be, unless it is."""
+    if not holds:
+        raise SettingsError(f"--{flag} must be {what}, not {value}.")
+
+
+def check_slice(flag: str, text: str | None) -> None:
+    """Raises SettingsError for text that is not a slice as `datasets` writes it; None is no slice, and passes."""
+    if text is not None and not all(SLICE.fullmatch(part.strip()) for part in text.split("+")):
+        raise SettingsError(f"--{flag} {text!r} is not a slice: write train, train[:5000], train[10%:20%] or a+b.")
+
+
+@dataclass(frozen=True)
+class GASettings:
+    """The constants of the search. A generation is one evaluated population; the first is the initial one.
+
+    mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
+    redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
+    break_ties: equal accuracies are ordered by mean loss.
+    genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
+    and a mutation is a step of the coefficients of some groups instead of noise on weights.
+    Raises SettingsError for constants that make no search.
+    """
+
+    population: int = said("Individuals per generation.", "Search", 20, metavar="N")
+    generations: int = said("Populations that are scored.", "Search", 20, metavar="G")
+    parents: int = said("Parents per generation.", "Search", 4, metavar="K")
+    tournament: int = said("Individuals per tournament.", "Search", 3, metavar="T")
+    mutation_rate: float = said("Probability that an element (or tensor) mutates.", "Search", 0.02, metavar="P")
+    mutation_sigma: float = said("Standard deviation of a mutation.", "Search", 0.1, metavar="S")
+    mutation_unit: Literal["element", "tensor"] = said("Mutate single elements or whole tensors.", "Search", "element")
+    anchors: bool = False
+    redraw_parents: bool = False
+    break_ties: bool = False
+    fitness: Literal["accuracy", "loss"] = said("Maximise accuracy or minimise loss.", "Search", "accuracy")
+    genome: Genome = said("Parts of the network with coefficients of their own: mega, learned.", "Method", "model")
+
+    def __post_init__(self) -> None:
+        require(self.population >= 2, "population", "at least 2", self.population)
+        require(self.generations >= 1, "generations", "at least 1", self.generations)
+        require(self.parents >= 2, "parents", "at least 2", self.parents)
+        fits = 1 <= self.tournament <= self.population
+        require(fits, "tournament", f"between 1 and the population ({self.population})", self.tournament)
+        require(0 <= self.mutation_rate <= 1, "mutation-rate", "between 0 and 1", self.mutation_rate)
+        fits = math.isfinite(self.mutation_sigma) and self.mutation_sigma >= 0
+        require(fits, "mutation-sigma", "a number of at least 0", self.mutation_sigma)
+
+
+# The paper prints no sigma: it gets the one of the author's program. On trained weights that is a large step, after
+# which fitness rises and unseen images lose: the default takes a tenth of it.
+PAPER: Final = GASettings()
+AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
+DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """The splits that the user named, in `datasets` slice syntax; None: hfmega chooses.
+
+    fitness_images: how many of the fitness images are used, drawn at random; None: all.
+    Raises SettingsError for text that is not a slice; whether the dataset has it is seen later.
+    """
+
+    confirm_share: float = said("Share of the fitness images kept for the run-off.", "Data", 0.4, metavar="P")
+    fitness: str | None = said(
+        "Images that steer the search, e.g. 'train[:5000]'.",
+        "Data",
+        None,
+        metavar="S",
+        usual="those that no source was trained on, else half of the test split",
+        name="fitness_split",
+    )
+    fitness_images: int | None = said("Use only N of them, drawn at random.", "Data", None, metavar="N", usual="all")
+    calibration: str | None = said(
+        "Images that re-estimate BatchNorm statistics (labels unused).",
+        "Data",
+        None,
+        metavar="S",
+        usual="1,000 of those that the sources were trained on",
+        name="calibration_split",
+    )
+    test: str | None = said(
+        "Images of the report, read once at the end.",
+        "Data",
+        None,
+        metavar="S",
+        usual="what is left of the test split",
+        name="test_split",
+    )
+    allow_leak: bool = said("Let splits overlap; card, lineage and console will say so.", "Data", False)
+    distill: str | None = said(
+        "Unlabelled images for --distill.",
+        "Data",
+        None,
+        metavar="S",
+        usual="all that calibration may take",
+        name="distill_split",
+    )
+    distills: bool = field(default=False, metadata={"recorded": False})  # as LastMileSettings.distill says
+
+    def __post_init__(self) -> None:
+        require(0 <= self.confirm_share < 1, "confirm-share", "at least 0 and below 1", self.confirm_share)
+        least = self.fitness_images is None or self.fitness_images >= 2
+        require(least, "fitness-images", "at least 2", self.fitness_images)
+        for name in ("fitness", "calibration", "test", "distill"):
+            check_slice(f"{name}-split", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class LastMileSettings:
+    """A short training after the merge, from the winner of the run-off.
+
+    epochs None: as many as show 45,000 images. learning_rate None: two are tried.
+    Raises SettingsError for constants that train nothing.
+    """
+
+    distill: bool = said("Train the result on the ensemble's answers to unlabelled images.", "Method", False)
+    fine_tune: bool = said("Train the result on the labels of the search images.", "Method", False)
+    epochs: int | None = said(
+        "Epochs of --distill and --fine-tune.",
+        "Method",
+        None,
+        metavar="N",
+        usual="as many as show 45,000 images, at most 10",
+        name="last_epochs",
+    )
+    learning_rate: float | None = said(
+        "Learning rate of --distill and --fine-tune.",
+        "Method",
+        None,
+        metavar="X",
+        usual="the better of 0.003 and 0.0005 on the confirm images",
+        name="last_lr",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.epochs is None or self.epochs >= 1, "last-epochs", "at least 1", self.epochs)
+        rate = self.learning_rate
+        require(rate is None or 0 < rate < math.inf, "last-lr", "above 0", rate)
+        if not self.wanted and (self.epochs or rate):
+            raise SettingsError("--last-epochs and --last-lr need a last mile: add --distill or --fine-tune.")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a last mile."""
+        return self.distill or self.fine_tune
 
 
 @dataclass(frozen=True)
@@ -142,58 +212,169 @@ PRESETS: Final = {
     "author": Preset(AUTHOR, False, 0.0, exact=True),
 }
 
+TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations"})
+GENETIC: Final = TREE | {"parents", "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "genome"}
+VECTORS: Final = frozenset({"base", "scale"})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about a method.
+
+    flags: the ones that only some methods use, and this one does. searches: it searches with a population.
+    base: a common start of the sources is refused, needed, or one more input of the search. images: it needs evidence
+    of the sources on images. sources: exactly so many; None: two or more.
+    """
+
+    flags: frozenset[str] = frozenset()
+    searches: bool = False
+    base: Literal["no", "needed", "one more input"] = "no"
+    images: bool = False
+    sources: int | None = None
+
+    @property
+    def genomes(self) -> bool:
+        """Whether parts of the network may have coefficients of their own."""
+        return "genome" in self.flags
+
+
+METHODS: Final[dict[Method, Facts]] = {
+    "mega": Facts(GENETIC, searches=True),
+    "cmaes": Facts(TREE | {"base"}, searches=True, base="one more input"),
+    "random": Facts(TREE, searches=True),
+    "learned": Facts(TREE | {"base", "genome"}, searches=True, base="one more input"),
+    "greedy-soup": Facts(),
+    "average": Facts(),
+    "slerp": Facts(sources=2),
+    "task-arithmetic": Facts(VECTORS, base="needed"),
+    "ties": Facts(VECTORS | {"density"}, base="needed"),
+    "dare-linear": Facts(VECTORS | {"density"}, base="needed"),
+    "dare-ties": Facts(VECTORS | {"density"}, base="needed"),
+    "fisher": Facts(images=True),
+    "regmean": Facts(images=True),
+}
+SOME_USE: Final = frozenset[str]().union(*(facts.flags for facts in METHODS.values()))
+
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Everything that a merge depends on, but the machine. Raises HfmegaError for fewer than two sources."""
+    """Everything that a merge depends on, but the machine. `MergeSettings.of` makes them from names and a preset.
+
+    Raises SettingsError for what makes no merge, whoever makes them.
+    """
 
     sources: tuple[str, ...]
-    output: Path
-    dataset: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    splits: SplitRequest = field(default_factory=SplitRequest)
-    preset: str = "default"
-    tree: Literal["pairs", "flat"] = "pairs"
-    order: Literal["given", "strongest-first", "similar-first"] = "given"
-    method: Method = "mega"
-    base: str | None = None
-    scale: float = 1.0
-    density: float = 0.5
-    align: Literal["none", "weights", "activations"] = "none"
+    output: Path = said(
+        "Folder of the merge.", "Everyday", metavar="DIR", usual="merges/FIRST+SECOND", short="o", recorded=False
+    )
+    dataset: str | None = said(
+        "Dataset on the Hub, local folder, or the embedded digits.",
+        "Everyday",
+        None,
+        metavar="ID|FOLDER|digits",
+        usual="that of the sources' training records, else uoft-cs/cifar10",
+        recorded=False,
+    )
+    preset: Literal["default", "paper", "author"] = said(
+        "Constants of hfmega, of the paper, or of its author's program.", "Everyday", "default"
+    )
     search: GASettings = DEFAULT
-    calibrate: bool | None = None
-    exact: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    control: bool = False
+    tree: Literal["pairs", "flat"] = said(
+        "Merge pairs, then pairs of results; or search over all sources at once.", "Search", "pairs"
+    )
+    order: Literal["given", "strongest-first", "similar-first"] = said(
+        "Which sources meet in the tree.", "Search", "given"
+    )
+    method: Method = said("A search (the first four), or a merge without one.", "Everyday", "mega")
+    base: str | None = said(
+        "Checkpoint that the sources started from: for task vectors; for cmaes, learned one more source.",
+        "Method",
+        None,
+        metavar="SOURCE",
+        usual="none",
+    )
+    scale: float = said("Lambda of task vectors.", "Method", 1.0, metavar="X")
+    density: float = said("Share of the task vectors that ties and dare keep.", "Method", 0.5, metavar="P")
+    align: Literal["none", "weights", "activations"] = said(
+        "Permute the channels of the sources to match the first one's.", "Method", "none"
+    )
+    seed: int = said("Seed of the search.", "Everyday", 0, metavar="N")
+    calibrate: bool | None = said(
+        "Re-estimate BatchNorm statistics or not.", "Method", None, usual="decided on the fitness images"
+    )
+    exact: bool = said("No racing: every individual sees every fitness image.", "Search", False)
+    precision: Literal["float32", "bfloat16", "float16"] = said(
+        "Compute the scores of the search in {}, on devices that have it.",
+        "Hardware",
+        "float32",
+        switches={"bf16": "bfloat16", "fp16": "float16"},
+    )
+    control: bool = said("Also measure what the best source gains alone, with the same budget.", "Search", False)
     last: LastMileSettings = LastMileSettings()
-    seed: int = 0
-    overwrite: bool = False
+    splits: SplitRequest = field(default_factory=SplitRequest)
+    image_column: str | None = said("Image column.", "Data", None, metavar="C", usual="the one of type Image")
+    label_column: str | None = said("Label column.", "Data", None, metavar="C", usual="the one of type ClassLabel")
+    overwrite: bool = said("Start anew in a folder that holds a run.", "Output", False, recorded=False)
+
+    @classmethod
+    def of(
+        cls, *sources: str | Path, preset: str = "default", output: str | Path | None = None, **named: Any
+    ) -> "MergeSettings":
+        """The settings that a preset and named ones amount to, by the names of the flags; None is: not named.
+
+        Raises SettingsError for a name or a value that there is not, and for a flag that the method does not use.
+        """
+        known, given = PRESETS[checked(SETTINGS["preset"], preset)], understood(named)
+        if known.exact and not given.get("exact", True):
+            raise SettingsError(f"--preset {preset} scores every individual on every image: remove exact.")
+        parts: dict[str, dict[str, Any]] = {
+            "": {"calibrate": known.calibrate, "exact": known.exact},
+            "search": {},
+            "splits": {"confirm_share": known.confirm_share, "distills": bool(given.get("distill"))},
+            "last": {},
+        }
+        for name, value in given.items():
+            parts[SETTINGS[name].within][SETTINGS[name].field] = value
+        settings = cls(
+            sources=tuple(map(str, sources)),
+            output=Path(output) if output is not None else default_folder(*sources),
+            preset=preset,  # type: ignore[arg-type]  # checked
+            search=replace(known.search, **parts["search"]),
+            splits=SplitRequest(**parts["splits"]),
+            last=LastMileSettings(**parts["last"]),
+            **parts[""],
+        )
+        check_used(given, settings)
+        return settings
 
     def __post_init__(self) -> None:
         if len(self.sources) < 2:
-            raise HfmegaError("one source cannot be merged: name two or more.")
-        if self.method in WITH_BASE and self.base is None:
-            raise HfmegaError(
-                f"{self.method} merges what the sources learned after a common start: name it with --base."
-            )
-        if self.method not in (*WITH_BASE, *AFFINE) and self.base is not None:
-            raise HfmegaError(f"--method {self.method} has no use for a base: leave --base away.")
-        if self.method == "slerp" and len(self.sources) != 2:
-            raise HfmegaError(f"slerp goes between two sources, not {len(self.sources)}.")
-        if self.search.genome != "model" and self.method not in GENOMES:
-            raise HfmegaError(f"--method {self.method} has one coefficient for each source: leave --genome away.")
-        if not 0 < self.density <= 1:
-            raise HfmegaError(f"a density of {self.density} is no share: it lies above 0 and at most at 1.")
+            raise SettingsError("one source cannot be merged: name two or more.")
+        facts = METHODS[checked(SETTINGS["method"], self.method)]
+        if facts.base == "needed" and self.base is None:
+            raise SettingsError(f"--method {self.method} needs the common start of the sources: name it with --base.")
+        if facts.base == "no" and self.base is not None:
+            raise SettingsError(f"--method {self.method} does not use a base: remove --base.")
+        if facts.sources and len(self.sources) != facts.sources:
+            raise SettingsError(f"--method {self.method} merges {facts.sources} sources, not {len(self.sources)}.")
+        if self.search.genome != "model" and not facts.genomes:
+            raise SettingsError(f"--method {self.method} does not use --genome: remove it.")
+        require(0 < self.density <= 1, "density", "above 0 and at most 1", self.density)
+        require(math.isfinite(self.scale), "scale", "a finite number", self.scale)
         if self.last.wanted and self.splits.confirm_share == 0:
-            raise HfmegaError("--distill and --fine-tune need confirm images: --confirm-share must be above 0.")
-        if not math.isfinite(self.scale):
-            raise HfmegaError(f"a scale of {self.scale} is no number to multiply with.")
+            raise SettingsError("--distill and --fine-tune need confirm images: --confirm-share must be above 0.")
+        if self.preset != "default" and fixed(self.search) != fixed(PRESETS[self.preset].search):
+            raise SettingsError(f"the constants are not those of the preset {self.preset}: use MergeSettings.of.")
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the method."""
+        return METHODS[self.method]
 
     @property
     def searches(self) -> bool:
         """Whether the method searches with a population."""
-        return self.method in SEARCHES
+        return self.facts.searches
 
     @property
     def pulled(self) -> tuple[str, ...]:
@@ -201,42 +382,154 @@ class MergeSettings:
         return (*self.sources, *([self.base] if self.base else []))
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One constant of a merge. name: of the flag, in YAML and in a lineage; within, field: where the settings hold it.
+
+    choices: the values of a Literal; text and group: empty where the command line does not offer it.
+    """
+
+    name: str
+    within: str
+    field: str
+    kind: type
+    optional: bool
+    choices: tuple[str, ...]
+    text: str
+    group: str
+    metavar: str | None
+    usual: str
+    short: str | None
+    switches: Mapping[str, str]
+    recorded: bool
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def of(self, settings: MergeSettings) -> Any:
+        """The value of it in some settings."""
+        return getattr(getattr(settings, self.within) if self.within else settings, self.field)
+
+
+def flat(kind: type, within: str = "") -> Iterator[Setting]:
+    """The fields of the settings, of those inside them too, in the order of the flags of a card's command."""
+    for one in fields(kind):
+        if one.name == "search":
+            yield from flat(GASettings, "search")
+        elif one.name == "splits":
+            yield from flat(SplitRequest, "splits")
+        elif one.name == "last":
+            yield from flat(LastMileSettings, "last")
+        elif one.name != "sources":
+            yield setting(one.name, one.type, one.metadata, within)
+
+
+def setting(name: str, hint: Any, said_of_it: Mapping[str, Any], within: str) -> Setting:
+    """A field as a setting. hint: a type, a Literal, or one of them or None."""
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    kinds = [str] if choices else [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    return Setting(
+        name=said_of_it.get("name", name),
+        within=within,
+        field=name,
+        kind=kinds[0],
+        optional=NoneType in get_args(hint),
+        choices=choices,
+        text=said_of_it.get("text", ""),
+        group=said_of_it.get("group", ""),
+        metavar=said_of_it.get("metavar"),
+        usual=said_of_it.get("usual", ""),
+        short=said_of_it.get("short"),
+        switches=said_of_it.get("switches", {}),
+        recorded=said_of_it.get("recorded", True),
+    )
+
+
+SETTINGS: Final = {one.name: one for one in flat(MergeSettings)}
+OFFERED: Final = {name: one for name, one in SETTINGS.items() if one.text}
+SWITCHES: Final = {s: (one.name, value) for one in SETTINGS.values() for s, value in one.switches.items()}
+KINDS: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a folder"}
+CLASSES: Final[dict[type, type | tuple[type, ...]]] = {
+    bool: bool,
+    int: Integral,
+    float: Real,
+    str: (str, Path),
+    Path: (str, Path),
+}
+
+
+def standard(preset: str) -> dict[str, Any]:
+    """What each setting is where nobody names it."""
+    settings = MergeSettings.of("one", "two", preset=preset, output=".")
+    return {name: one.of(settings) for name, one in SETTINGS.items()}
+
+
+def understood(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Named values by the names of the settings. Raises SettingsError for one that there is not, or is of another kind.
+
+    None and a switch that is off (`bf16`) are left out.
+    """
+    found: dict[str, Any] = {}
+    for name, value in named.items():
+        key = name.replace("-", "_")
+        if key not in OFFERED and key not in SWITCHES:
+            raise SettingsError(unknown(name, [*OFFERED, *SWITCHES]))
+        if key in SWITCHES:
+            if value and found.get("precision", SWITCHES[key][1]) != SWITCHES[key][1]:
+                raise SettingsError("--bf16 and --fp16 exclude each other: remove one.")
+            key, value = (SWITCHES[key][0], SWITCHES[key][1] if value else None)
+        if value is not None:
+            found[key] = checked(OFFERED[key], value)
+    return found
+
+
+def unknown(name: str, names: list[str], what: str = "a setting") -> str:
+    """The sentence for a name that there is not, with those that are near it."""
+    near = get_close_matches(name.replace("-", "_"), names, 3)
+    return f"{name} is not {what}{': did you mean ' + ' or '.join(near) + '?' if near else '.'}"
+
+
+def checked(one: Setting, value: Any) -> Any:
+    """A value as its field holds it. Raises SettingsError for one of another kind, or that is not a choice."""
+    kind: Any = one.kind
+    if one.choices:
+        require(value in one.choices, one.flag.removeprefix("--"), f"one of {', '.join(one.choices)}", value)
+        return value
+    fits = isinstance(value, CLASSES[kind]) and (kind is bool or not isinstance(value, bool))
+    require(fits, one.flag.removeprefix("--"), KINDS[kind], value)
+    return kind(value)
+
+
+def check_used(given: Iterable[str], settings: MergeSettings) -> None:
+    """Raises SettingsError for a named flag that the method does not use. A control is a search of its own."""
+    used = settings.facts.flags | (GENETIC - {"tree", "order", "genome"} if settings.control else frozenset())
+    for name in given:
+        if name in SOME_USE - used:
+            raise SettingsError(f"--method {settings.method} does not use {SETTINGS[name].flag}: remove it.")
+
+
+def fixed(search: GASettings) -> tuple[bool, ...]:
+    """The constants of a search that only a preset sets."""
+    return (search.anchors, search.redraw_parents, search.break_ties)
+
+
+def default_folder(*sources: str | Path, parent: str = "merges") -> Path:
+    """`merges/first+second`, of the sources' last names."""
+    names = [Path(str(source).split("@")[0]).resolve().name for source in sources]
+    more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
+    return Path(parent) / "+".join([*names[:3], *more])
+
+
 def recorded(settings: MergeSettings) -> dict[str, Any]:
     """Every constant of a merge, without the places and the token of the machine that made it."""
-    return {
-        "preset": settings.preset,
-        "method": settings.method,
-        **({"base": settings.base.rstrip("/").rsplit("/", 1)[-1]} if settings.base else {}),
-        **({"scale": settings.scale} if settings.method in WITH_BASE else {}),
-        **({"density": settings.density} if settings.method in WITH_BASE[1:] else {}),
-        "seed": settings.seed,
-        "tree": settings.tree,
-        "order": settings.order,
-        "align": settings.align,
-        **asdict(settings.search),
-        "calibrate": settings.calibrate,
-        "exact": settings.exact,
-        "precision": settings.precision,
-        "control": settings.control,
-        **(recorded_last_mile(settings) if settings.last.wanted else {}),
-        "confirm_share": settings.splits.confirm_share,
-        "fitness_split": settings.splits.fitness,
-        "fitness_images": settings.splits.fitness_images,
-        "calibration_split": settings.splits.calibration,
-        "test_split": settings.splits.test,
-        "allow_leak": settings.splits.allow_leak,
-        "image_column": settings.image_column,
-        "label_column": settings.label_column,
-    }
-
-
-def recorded_last_mile(settings: MergeSettings) -> dict[str, Any]:
-    """What of a last mile is recorded; older lineages, and merges without one, have none of it."""
-    last = settings.last
-    return {
-        "distill": last.distill,
-        "distill_split": settings.splits.distill,
-        "fine_tune": last.fine_tune,
-        "last_epochs": last.epochs,
-        "last_lr": last.learning_rate,
-    }
+    found = {one.name: one.of(settings) for one in SETTINGS.values() if one.recorded}
+    for name in ("base", *VECTORS, "density"):
+        if name not in settings.facts.flags or found[name] is None:
+            found.pop(name, None)
+    if not settings.last.wanted:
+        for name in ("distill", "distill_split", "fine_tune", "last_epochs", "last_lr"):
+            found.pop(name)
+    if settings.base:
+        found["base"] = settings.base.rstrip("/").rsplit("/", 1)[-1]
+    return found

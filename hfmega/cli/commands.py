@@ -1,27 +1,31 @@
 """The commands: parse, call, print. No logic of its own, and nothing heavy is imported before a command runs."""
 
-import errno
 import os
 import sys
-import traceback
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import click
+import rich_click as click
 
 from hfmega import __version__
+from hfmega.cli.config import merge_settings
+from hfmega.cli.errors import code_of, hide_token, show, terminable
 from hfmega.cli.options import (
     common_options,
+    cpu_option,
     data_options,
+    grouped,
+    made,
     merge_options,
     push_options,
+    push_to_hub_option,
     reproduce_options,
     run_options,
     token_option,
 )
-from hfmega.errors import HfmegaError
+from hfmega.launch import Terminated, leave
+from hfmega.settings import MergeSettings, default_folder
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,23 +35,31 @@ def cli() -> None:
 
 
 @cli.command(short_help="Merge two or more checkpoints into one.")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE SOURCE...")
 @merge_options
-def merge(sources: tuple[str, ...], **flags: Any) -> None:
-    """Merge two or more checkpoints: user/name[@revision], hf://user/name[@revision], or local folders."""
+@click.pass_context
+def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any) -> None:
+    """Merge two or more checkpoints: user/name[@revision], hf://user/name[@revision], or local folders.
+
+    \b
+    Examples:
+    hfmega merge ann/resnet-a bob/resnet-b --dataset uoft-cs/cifar10
+    hfmega merge ./a ./b ./c --method greedy-soup --dataset ./photos -o soup
+    hfmega merge ann/resnet-a bob/resnet-b --like merges/a+b --seed 1 --push-to-hub ann/merged
+    """
     from hfmega import launch
 
+    settings = merge_settings(context, sources, flags)
     processes = launch.processes_wanted(flags["num_processes"], flags["cpu"])
     if processes > 1:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
-    from hfmega.cli.flags import merge_settings
     from hfmega.hub.push import check_login
     from hfmega.merging import estimate
     from hfmega.merging.merge import merge as run_merge
     from hfmega.report import card, lineage, wording
 
-    settings, output = merge_settings(sources, flags), open_output(flags)
+    output = open_output(flags)
     if flags["dry_run"]:
         found = estimate.estimate(settings)
         output.table("What this merge would do", *estimate.described(found))
@@ -65,6 +77,9 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
     output.result(settings.output, lineage.summary(made, settings.output))
 
 
+click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
+
+
 @cli.command(short_help="Train a source by the paper's protocol.")
 @click.argument("network", metavar="ARCH|SOURCE")
 @click.option(
@@ -72,8 +87,8 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
 )
 @data_options
 @click.option("--train-split", default="train[10%:]", show_default=True, metavar="S", help="Images to train on.")
-@click.option("--epochs", type=int, default=50, show_default=True, metavar="N")
-@click.option("--batch-size", type=int, default=256, show_default=True, metavar="N")
+@click.option("--epochs", type=int, default=50, show_default=True, metavar="N", help="Epochs.")
+@click.option("--batch-size", type=int, default=256, show_default=True, metavar="N", help="Images of a step.")
 @click.option(
     "--lr", "learning_rate", type=float, default=0.01, show_default=True, metavar="X", help="Learning rate of Adam."
 )
@@ -91,7 +106,7 @@ def merge(sources: tuple[str, ...], **flags: Any) -> None:
 @click.option("--bf16", is_flag=True, help="bfloat16 autocast, on GPUs that have it.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile (neither: probed, on a GPU).")
 @run_options
-@click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
+@push_to_hub_option
 @push_options
 @common_options
 def train(network: str, **flags: Any) -> None:
@@ -117,7 +132,7 @@ def train(network: str, **flags: Any) -> None:
 @click.argument("source", metavar="SOURCE")
 @data_options
 @click.option("--split", metavar="S", help="Images (default: those that a merge was reported on, else the test split).")
-@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@cpu_option
 @token_option
 @common_options
 def evaluate(source: str, **flags: Any) -> None:
@@ -140,27 +155,24 @@ def evaluate(source: str, **flags: Any) -> None:
     output.result(f"{found.accuracy:.4f}", asdict(found))
 
 
-@cli.command(short_help="What several checkpoints are to each other, and whether merging them will pay.")
+@cli.command(short_help="How checkpoints are related, and whether a merge is likely to help.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the picture is written.")
+@made("output", usual="inspections/FIRST+SECOND", text="Folder of the picture.")
 @data_options
-@click.option("--fitness-split", metavar="S", help="Held-out images to look at, e.g. 'train[:5000]'.")
-@click.option(
-    "--fitness-images", type=click.IntRange(2), default=2000, show_default=True, metavar="N", help="So many of them."
-)
-@click.option("--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused).")
-@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@made("fitness_split", usual=None, text="Held-out images to look at, e.g. 'train[:5000]'.")
+@made("fitness_images", default=2000)
+@made("calibration_split")
+@cpu_option
 @token_option
 @common_options
 def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     """Compatibility, relation, the paths between the sources, their ensemble, and advice: to merge or not, and how."""
     use_cpu(flags["cpu"])
-    from hfmega.cli.flags import inspect_settings
+    settings = inspect_settings(sources, flags)
     from hfmega.merging.inspect import inspect as look
     from hfmega.report import inspection
 
     output = open_output(flags)
-    settings = inspect_settings(sources, flags)
     found = look(settings, output)
     path = inspection.write(found, settings.output)
     if found.compatible:
@@ -194,7 +206,7 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
 @click.argument("source", metavar="DIR|ID")
 @click.option("--dataset", metavar="ID|FOLDER|digits", help="Where the images are [as the lineage says].")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
-@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@cpu_option
 @token_option
 @common_options
 def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any) -> None:
@@ -218,11 +230,12 @@ def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any)
 def reproduce(table: str, **flags: Any) -> None:
     """Train what is missing, merge it by each protocol, and put the results beside what the paper prints."""
     use_cpu(flags["cpu"])
-    from hfmega.cli.flags import reproduce_settings
     from hfmega.study import reproduce as study
     from hfmega.study import results
 
-    output, settings = open_output(flags), reproduce_settings(table, flags)
+    names = {f.name for f in fields(study.ReproduceSettings)} & flags.keys()
+    given = {name: flags[name] for name in names if flags[name] not in (None, ())}
+    output, settings = open_output(flags), study.ReproduceSettings(**given, table=table)  # type: ignore[arg-type]
     if flags["dry_run"]:
         hours = study.estimate(settings)
         output.table(f"Hours left for {table} on this machine", *study.hour_rows(hours))
@@ -247,6 +260,17 @@ def push(folder: Path, repo_id: str, **flags: Any) -> None:
     target = push_target(repo_id, flags)
     url = publish(folder, target, output)
     output.result(url, {"url": url})
+
+
+def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSettings:
+    """The sources and images as a merge would take them, with every fitness image for the search."""
+    named = ("dataset", "image_column", "label_column", "fitness_split", "fitness_images", "calibration_split")
+    return MergeSettings.of(
+        *sources,
+        output=flags["output"] or default_folder(*sources, parent="inspections"),
+        confirm_share=0.0,
+        **{name: flags[name] for name in named},
+    )
 
 
 def use_cpu(cpu: bool) -> None:
@@ -282,70 +306,14 @@ def publish(folder: Path, target: Any, output: Any) -> str:
     return url
 
 
-def hide_token() -> None:
-    """Start again with the token of `--token` in the environment: a command line is seen by everyone on a machine."""
-    given = [k for k, word in enumerate(sys.argv) if word == "--token" or word.startswith("--token=")]
-    if not given or sys.argv[1:] != sys.orig_argv[-len(sys.argv[1:]) :] or os.name != "posix":
-        return
-    words = sys.argv[1:]
-    while given:
-        at = next(k for k, word in enumerate(words) if word == "--token" or word.startswith("--token="))
-        _, equals, token = words.pop(at).partition("=")
-        os.environ["HF_TOKEN"] = token if equals else words.pop(at) if at < len(words) else ""
-        given.pop()
-    os.execv(sys.executable, [sys.executable, "-m", "hfmega", *words])
-
-
 def main() -> None:
-    """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 interrupted."""
+    """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 or 143 stopped."""
     hide_token()
     sys.excepthook = show
-    debug = "--debug" in sys.argv
     try:
-        sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; the same command resumes where it stopped.", 130)
-    except HfmegaError as error:
-        if debug:
-            raise
-        fail(str(error), 1)
-    except OSError as error:
-        if debug:
-            raise
-        fail(disk_problem(error), 1)
-    except RuntimeError as error:
-        from hfmega.launch import lost_a_peer
-
-        if debug or not lost_a_peer(error):
-            raise
-        fail("another process of this run has ended; the same command resumes where it stopped.", 1)
+        with terminable():
+            sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        sys.exit(code_of(error, "--debug" in sys.argv))
     finally:
-        from hfmega.launch import leave
-
         leave()
-
-
-def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback on stderr, without a token that a message of the Hub may repeat."""
-    from hfmega.hub.problems import without_token
-
-    click.echo(without_token("".join(traceback.format_exception(kind, error, trace))), err=True, nl=False)
-
-
-def disk_problem(error: OSError) -> str:
-    """The sentence for a disk that is full or may not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space, and the same command resumes where it stopped."
-    return f"{error.strerror or error}: {error.filename or 'a file'}."
-
-
-def fail(sentence: str, code: int) -> None:
-    """One sentence on stderr, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"hfmega: {sentence}", err=True)
-    sys.exit(code)

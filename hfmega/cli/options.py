@@ -1,28 +1,20 @@
-"""The options of the commands, as decorators."""
+"""The options of the commands, as decorators: those of a merge are made from the fields of its settings."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
-import click
+import rich_click as click
+
+from hfmega.cli.config import read_config
+from hfmega.errors import SettingsError
+from hfmega.settings import OFFERED, PRESETS, Group, Setting, standard
 
 F = TypeVar("F", bound=Callable[..., Any])
-METHODS: Final = [
-    "mega",
-    "cmaes",
-    "random",
-    "learned",
-    "greedy-soup",
-    "average",
-    "slerp",
-    "task-arithmetic",
-    "ties",
-    "dare-linear",
-    "dare-ties",
-    "fisher",
-    "regmean",
-]
+GROUP_OF: Final[dict[str, str]] = {}  # flag to the group of the help that lists it
+BY_PRESET: Final = {preset: standard(preset) for preset in PRESETS}
+USUAL: Final = {**BY_PRESET["default"], "output": None}
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -36,13 +28,83 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def option(group: Group, *names: str, **how: Any) -> Callable[[F], F]:
+    """An option that the help lists in a group."""
+    long = next(name for name in names if name.startswith("--"))
+    GROUP_OF[long.split("/")[0]] = group
+    return click.option(*names, **how)
+
+
+def grouped(command: click.Command) -> list[Any]:
+    """The options of a command for the help of rich-click: everyday ones first, then group by group."""
+    listed: dict[str, list[str]] = {group: [] for group in get_args(Group)}
+    for parameter in command.params:
+        flag = next((word for word in parameter.opts if word.startswith("--")), "")
+        if flag in GROUP_OF:
+            listed[GROUP_OF[flag]].append(flag)
+    listed["Output"].append("--help")
+    return [{"name": group, "options": flags} for group, flags in listed.items()]
+
+
+def made(*names: str, **how: Any) -> Callable[[F], F]:
+    """The options of some settings, by name. how: what is said of them in another way than by their fields."""
+    return stack(*(decorator for name in names for decorator in options_of(OFFERED[name], how)))
+
+
+def options_of(one: Setting, how: dict[str, Any]) -> Iterator[Callable[[F], F]]:
+    """Field -> flag, type -> choice, default -> default; a field with switches gets one flag for each."""
+    group: Any = one.group
+    if one.switches:
+        yield from (
+            option(group, f"--{switch}", is_flag=True, help=one.text.format(meant))
+            for switch, meant in one.switches.items()
+        )
+        return
+    names = [f"-{one.short}"] if one.short else []
+    flag = f"{one.flag}/--no-{one.flag[2:]}" if one.optional and one.kind is bool else one.flag
+    told = {"default": USUAL[one.name], "metavar": one.metavar, "type": type_of(one), **how}
+    if one.kind is bool:
+        told = {"default": USUAL[one.name], "is_flag": True, **how}
+    spoken = told.pop("usual", None) or (str(told["default"]) if how else usual_of(one))
+    text = told.pop("text", one.text)
+    yield option(group, *names, flag, **told, help=f"{text} [default: {spoken}]" if spoken else text)
+
+
+def type_of(one: Setting) -> Any:
+    """What click takes for a setting."""
+    if one.choices:
+        return click.Choice(one.choices)
+    return click.Path(path_type=Path) if one.kind is Path else one.kind
+
+
+def usual_of(one: Setting) -> str:
+    """The default of a setting in words, and that of each preset where it is another; empty for a switch."""
+    if one.usual or one.kind is bool:
+        return one.usual
+    differing = {preset: values[one.name] for preset, values in BY_PRESET.items() if one.name != "preset"}
+    others: dict[Any, list[str]] = {}
+    for preset, value in differing.items():
+        if value != USUAL[one.name]:
+            others.setdefault(value, []).append(preset)
+    return "; ".join([str(USUAL[one.name]), *(f"{' and '.join(who)}: {value}" for value, who in others.items())])
+
+
 def into_environment(_: click.Context, __: click.Parameter, token: str | None) -> None:
     """The Hub client reads its token there, and so do the processes that a command starts."""
     if token is not None:
         os.environ["HF_TOKEN"] = token
 
 
-token_option = click.option(
+def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """`44,45` as numbers. Raises SettingsError for anything else."""
+    try:
+        return tuple(int(seed) for seed in text.split(",")) if text else ()
+    except ValueError as error:
+        raise SettingsError(f"--seeds {text!r} is not a list of seeds: write --seeds 44,45.") from error
+
+
+token_option = option(
+    "Publishing",
     "--token",
     metavar="T",
     expose_value=False,
@@ -50,112 +112,45 @@ token_option = click.option(
     callback=into_environment,
     help="Hub token (default: HF_TOKEN, or that of `hf auth login`).",
 )
-data_options = stack(
-    click.option(
-        "--dataset", metavar="ID|FOLDER|digits", help="Dataset on the Hub, local folder, or the embedded digits."
-    ),
-    click.option("--image-column", metavar="C", help="Image column (default: the one of type Image)."),
-    click.option("--label-column", metavar="C", help="Label column (default: the one of type ClassLabel)."),
-)
+cpu_option = option("Hardware", "--cpu", is_flag=True, help="Do not use a GPU.")
+dry_run_option = option("Everyday", "--dry-run", is_flag=True, help="Print the plan and its cost here, and stop.")
+push_to_hub_option = option("Everyday", "--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
+data_options = made("dataset", "image_column", "label_column")
 push_options = stack(
-    click.option("--private", is_flag=True, help="Make the repository private if it is new."),
-    click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
-    click.option("--commit-message", metavar="M", help="Title of the commit."),
+    option("Publishing", "--private", is_flag=True, help="Make the repository private if it is new."),
+    option("Publishing", "--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
+    option("Publishing", "--commit-message", metavar="M", help="Title of the commit."),
     token_option,
 )
 common_options = stack(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+    option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    option("Output", "--debug", is_flag=True, help="Show the traceback of an error."),
+    option("Output", "-v", "--verbose", is_flag=True, help="Say more."),
 )
-run_options = stack(
-    click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds a run."),
-    click.option("--cpu", is_flag=True, help="Do not use a GPU."),
-)
+run_options = stack(made("overwrite"), cpu_option)
 merge_options = stack(
-    click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Where the merge is written."),
-    data_options,
-    click.option("--fitness-split", metavar="S", help="Images that steer the search, e.g. 'train[:5000]'."),
-    click.option(
-        "--fitness-images", type=click.IntRange(2), metavar="N", help="Only so many of them, drawn at random."
+    made(*(name for name in OFFERED if name != "overwrite")),
+    option(
+        "Everyday",
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        help="YAML with sources and flag names as keys; flags win.",
     ),
-    click.option(
-        "--calibration-split", metavar="S", help="Images that re-estimate BatchNorm statistics (labels unused)."
+    option("Everyday", "--like", metavar="DIR|ID", help="Use the settings of an earlier merge; flags win."),
+    option(
+        "Hardware",
+        "--num-processes",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Processes (default: one per visible GPU, else 1).",
     ),
-    click.option("--test-split", metavar="S", help="Images of the report, read once at the end."),
-    click.option("--confirm-share", type=float, metavar="P", help="Share of the fitness images kept for the run-off."),
-    click.option("--allow-leak", is_flag=True, help="Let splits overlap; card, lineage and console will say so."),
-    click.option("--preset", type=click.Choice(["default", "paper", "author"]), default="default", show_default=True),
-    click.option("--population", type=int, metavar="N", help="Individuals per generation [20]."),
-    click.option("--generations", type=int, metavar="G", help="Populations that are scored [20]."),
-    click.option("--parents", type=int, metavar="K", help="Parents per generation [4]."),
-    click.option("--tournament", type=int, metavar="T", help="Individuals per tournament [3]."),
-    click.option(
-        "--mutation-rate", type=float, metavar="P", help="Probability that an element (or tensor) mutates [0.02]."
-    ),
-    click.option(
-        "--mutation-sigma", type=float, metavar="S", help="Standard deviation of a mutation [0.01; paper, author: 0.1]."
-    ),
-    click.option("--mutation-unit", type=click.Choice(["element", "tensor"]), help="What mutates as one."),
-    click.option("--fitness", type=click.Choice(["accuracy", "loss"]), help="What the search maximises or minimises."),
-    click.option(
-        "--genome",
-        type=click.Choice(["model", "stage", "layer", "tensor", "channel"]),
-        help="What has coefficients of its own: mega, learned [model].",
-    ),
-    click.option(
-        "--calibrate/--no-calibrate",
-        default=None,
-        help="BatchNorm statistics re-estimated or not (neither: tried on the fitness split).",
-    ),
-    click.option(
-        "--tree",
-        type=click.Choice(["pairs", "flat"]),
-        default="pairs",
-        show_default=True,
-        help="Pairs, then pairs of results; or one search over all sources at once.",
-    ),
-    click.option(
-        "--order",
-        type=click.Choice(["given", "strongest-first", "similar-first"]),
-        default="given",
-        show_default=True,
-        help="Who meets whom in the tree.",
-    ),
-    click.option(
-        "--method",
-        type=click.Choice(METHODS),
-        default="mega",
-        show_default=True,
-        help="A search (the first four), or a static method.",
-    ),
-    click.option(
-        "--base",
-        metavar="SOURCE",
-        help="What the sources started from: task vectors; for cmaes, learned one more source.",
-    ),
-    click.option("--scale", type=float, default=1.0, show_default=True, metavar="X", help="Lambda of task vectors."),
-    click.option(
-        "--density", type=float, default=0.5, show_default=True, metavar="P", help="Share that ties, dare keep."
-    ),
-    click.option(
-        "--align",
-        type=click.Choice(["none", "weights", "activations"]),
-        default="none",
-        show_default=True,
-        help="Permute the channels of the sources to match the first one's.",
-    ),
-    click.option("--exact", is_flag=True, help="No racing: every individual sees every fitness image."),
-    click.option("--bf16", is_flag=True, help="Scores of the search in bfloat16, on devices that have it."),
-    click.option("--fp16", is_flag=True, help="Scores of the search in float16, on devices that have it."),
-    click.option("--control", is_flag=True, help="Also what the best source gains alone, with the same budget."),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the search."),
-    click.option(
-        "--num-processes", type=click.IntRange(1), metavar="N", help="Processes (default: one per visible GPU, else 1)."
-    ),
-    click.option("--dry-run", is_flag=True, help="Print the plan and its cost on this machine, and stop."),
+    dry_run_option,
     run_options,
-    click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name."),
+    push_to_hub_option,
     push_options,
     common_options,
 )
@@ -179,22 +174,21 @@ reproduce_options = stack(
         type=click.Choice(["honest", "paper", "author"]),
         help="How it is searched and judged [all three].",
     ),
-    click.option("--seeds", metavar="A,B", help="Seeds of the sources [the paper's]."),
+    click.option("--seeds", metavar="A,B", callback=seeds_of, help="Seeds of the sources [the paper's]."),
     click.option(
         "--sources", metavar="DIR|PREFIX", help="Where trained sources lie: DIR/resnet56-s44, PREFIXresnet56-s44."
     ),
-    click.option("--dataset", metavar="ID|FOLDER|digits", help="Dataset [uoft-cs/cifar10]."),
+    made("dataset", usual="uoft-cs/cifar10"),
     click.option("--train-split", metavar="S", help="Images that missing sources are trained on [train[10%:]]."),
     click.option("--epochs", type=click.IntRange(1), metavar="N", help="Epochs of missing sources [50]."),
     click.option("--searches", type=click.IntRange(1), metavar="N", help="Seeds of the search in each row [3]."),
-    click.option("--population", type=int, metavar="N", help="Individuals per generation [20]."),
-    click.option("--generations", type=int, metavar="G", help="Populations that are scored [20]."),
-    click.option("--mutation-sigma", type=float, metavar="S", help="Of the protocols paper and author [0.1]."),
-    click.option("--fitness-images", type=click.IntRange(2), metavar="N", help="Images that steer a search [all]."),
+    made("population", "generations"),
+    made("mutation_sigma", default=None, usual="0.1", text="Of the protocols paper and author."),
+    made("fitness_images", usual="all", text="Images that steer a search."),
     click.option("--fine-tune-epochs", type=click.IntRange(0), metavar="N", help="Of protocol author in table2 [10]."),
     click.option("--bf16", is_flag=True, help="Train in bfloat16 autocast, on GPUs that have it."),
     click.option("--dry-run", is_flag=True, help="Print the hours that are left on this machine, and stop."),
-    click.option("--cpu", is_flag=True, help="Do not use a GPU."),
+    cpu_option,
     token_option,
     common_options,
 )

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.sha import git_hash
 
 from hfmega import __version__
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.folder import CONFIG, WEIGHTS
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.hub.retry import steady
@@ -55,7 +55,7 @@ class Remote:
             if not damaged(path, self.stated.get(name) or path.resolve().name):
                 return path
         where = "is damaged in the cache" if constants.HF_HUB_OFFLINE else "came damaged twice"
-        raise HfmegaError(f"{name} of {self.repo_id} {where}: its hash is not the one that the Hub states.")
+        raise SourceError(f"{name} of {self.repo_id} {where}: its hash is not the one that the Hub states.")
 
     def missing_bytes(self, name: str) -> int:
         """How much of a file is not on this disk yet."""

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HubError
 
 TOKEN: Final = re.compile("hf_[A-Za-z0-9]{20,}")
 CLIENT_ERRORS: Final = (
@@ -32,15 +32,15 @@ CLIENT_ERRORS: Final = (
 )
 
 
-def explained(error: Exception, what: str, revision: str | None = None) -> HfmegaError:
+def explained(error: Exception, what: str, revision: str | None = None) -> HubError:
     """The one sentence for a failure of the client."""
     if isinstance(error, HfHubHTTPError) and "Invalid credentials" in str(error):
-        return HfmegaError(
+        return HubError(
             "the Hub does not know this token (any more): log in again with `hf auth login`, or set HF_TOKEN."
         )
     for kind, sentence in EXPLANATIONS:
         if isinstance(error, kind):
-            return HfmegaError(sentence.format(what=what, revision=revision or "main", error=_line(error)))
+            return HubError(sentence.format(what=what, revision=revision or "main", error=_line(error)))
     raise error
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     HFValidationError,
 )
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.folder import CARD, CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS
 from hfmega.hub.client import _pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
@@ -27,7 +27,7 @@ def pull(source: str) -> Checkpoint:
     A Hub source is pinned to the commit that its revision means now; its weights are compared with the sha256 that
     the Hub states for them, fetched again once, and refused if they still differ. Of weights in several files those
     are fetched that their index names.
-    Raises HfmegaError for anything that cannot be had, is only a pickle, or has a config that cannot be read.
+    Raises SourceError or HubError for what cannot be had, is only a pickle, or has a config that cannot be read.
     """
     if _is_local(source):
         return _from_folder(Path(source))
@@ -50,9 +50,9 @@ def parse(source: str) -> tuple[str, str | None]:
     try:
         uri = parse_hf_uri(source if source.startswith("hf://") else f"hf://{source}")
     except (HFValidationError, ValueError) as error:
-        raise HfmegaError(f"{source!r} is neither a folder nor a Hub id (user/name or user/name@revision).") from error
+        raise SourceError(f"{source!r} is neither a folder nor a Hub id (user/name or user/name@revision).") from error
     if uri.type != "model" or uri.path_in_repo:
-        raise HfmegaError(f"{source!r} is not a model repository: write user/name or user/name@revision.")
+        raise SourceError(f"{source!r} is not a model repository: write user/name or user/name@revision.")
     return uri.id, uri.revision
 
 
@@ -78,7 +78,7 @@ def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
 def pull_merge(merge: str) -> Path:
     """A folder with the lineage of a merge, and the tensors beside it where it has some: from this disk or the Hub.
 
-    Raises HfmegaError when it cannot be had.
+    Raises SourceError or HubError when it cannot be had.
     """
     if Path(merge).is_dir():
         return Path(merge)
@@ -118,7 +118,7 @@ class Preview:
 def preview(source: str) -> Preview:
     """What `pull` would bring: of a Hub source only the config is fetched, and the index of its weights if it has one.
 
-    Raises HfmegaError as `pull` does.
+    Raises SourceError or HubError as `pull` does.
 
     The sha256 of a Hub source is empty: its weights are not here.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HfmegaError, HubError
 from hfmega.folder import PUBLISHED, WEIGHTS
 from hfmega.hub.client import Stated, api, damaged, stated_of
 from hfmega.hub.problems import CLIENT_ERRORS, explained
@@ -34,20 +34,18 @@ class Before:
 
 
 def check_login(target: Push) -> None:
-    """Raises HfmegaError before the long work rather than after it, when nobody is logged in to publish its result."""
+    """Raises HubError before the long work rather than after it, when nobody is logged in to publish its result."""
     try:
         steady(api().whoami)
     except CLIENT_ERRORS as error:
-        raise HfmegaError(
-            f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}"
-        ) from error
+        raise HubError(f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}") from error
 
 
 def push(folder: Path, target: Push) -> str:
     """Publish a finished folder in one commit; returns the URL of the commit, or of the pull request.
 
     The commit is made on the one that was newest when it began, so that nothing of others is overwritten unseen. What
-    is there already is not committed again. Raises HfmegaError with the way out: the folder stays complete, and pushing
+    is there already is not committed again. Raises HubError with the way out: the folder stays complete, and pushing
     it again finishes the job.
     """
     if not (folder / WEIGHTS).is_file():
@@ -63,7 +61,7 @@ def push(folder: Path, target: Push) -> str:
         operations = [CommitOperationAdd(name, path) for name, path in names.items()]
         return steady(commit_once, client, target, operations, names, before, folder.resolve().name)
     except (*CLIENT_ERRORS, RuntimeError) as error:  # a refused upload of a large file is a RuntimeError
-        raise HfmegaError(f"{reason(error, target)} {way_out(error, folder, target)}") from error
+        raise HubError(f"{reason(error, target)} {way_out(error, folder, target)}") from error
 
 
 def look(client: HfApi, target: Push) -> Before:

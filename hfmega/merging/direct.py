@@ -10,7 +10,6 @@ from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.run_off import Chosen, greedy_soup
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe, Static, StaticMethod, centroid, source_alone
-from hfmega.settings import WITH_EVIDENCE
 
 
 def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
@@ -23,7 +22,7 @@ def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
         taken = sum(member.coefficients[k] != 0 and recipe.coefficients[k] != 0 for k, member in enumerate(members))
         output.say(f"greedy soup: {taken} of {len(members)} sources")
     else:
-        if settings.method in WITH_EVIDENCE:
+        if settings.facts.images:
             leaves = [
                 source_alone(k, len(job.checkpoints), bool(settings.calibrate)) for k in range(len(job.checkpoints))
             ]

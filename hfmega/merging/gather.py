@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HubError, SourceError
 from hfmega.folder import LINEAGE
 from hfmega.hub import pull
 from hfmega.merging.replay import find_source
@@ -80,7 +80,7 @@ def what_is_missing(found: Checkpoint, state: PartialState) -> str | None:
     if state.is_main_process:
         try:
             expand(found)
-        except HfmegaError as error:
+        except (SourceError, HubError) as error:
             reason = [str(error)]
     if state.num_processes > 1:
         broadcast_object_list(reason)
@@ -111,7 +111,7 @@ def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> li
         with state.main_process_first():
             found = pull.pull(source)
         if found.sha256 in (c.sha256 for c in checkpoints):
-            raise HfmegaError(f"{source} has the same weights as an earlier source: name each source once.")
+            raise SourceError(f"{source} has the same weights as an earlier source: name each source once.")
         checkpoints.append(replace(found, name=distinct(found, [c.name for c in checkpoints])))
     return checkpoints
 

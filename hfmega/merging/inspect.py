@@ -10,7 +10,7 @@ from torch import Tensor
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import Split, load_split
 from hfmega.data.splits import plan_splits
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.evaluation.answers import SIGNIFICANCE, Answers, compare
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
@@ -40,7 +40,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     states = [load_weights(checkpoint) for checkpoint in checkpoints]
     try:
         check_mergeable(checkpoints, states)
-    except HfmegaError as error:
+    except SourceError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
     spec, names = checkpoints[0].spec, [checkpoint.name for checkpoint in checkpoints]
     dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)

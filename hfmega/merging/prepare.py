@@ -12,7 +12,7 @@ from torch import Tensor
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, Rows, open_dataset
 from hfmega.data.images import Split, label_order, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
-from hfmega.errors import HfmegaError
+from hfmega.errors import SettingsError
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
@@ -107,7 +107,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.detail(f"{network.sources.layout.size:,} floats in each source, batches of {network.batch_size} images")
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(network.folded or ())}")
     if settings.calibrate and not network.can_calibrate:
-        raise HfmegaError(
+        raise SettingsError(
             "--calibrate needs calibration images: name them with --calibration-split."
             if statistics
             else f"--calibrate re-estimates BatchNorm statistics, but {spec.architecture} has none: remove --calibrate."
@@ -153,7 +153,7 @@ def choose_dataset(settings: MergeSettings, checkpoints: list[Checkpoint]) -> st
     if settings.dataset:
         return settings.dataset
     if len(recorded_sets) > 1:
-        raise HfmegaError(
+        raise SettingsError(
             f"the sources were trained on {' and '.join(sorted(recorded_sets))}: name one with --dataset."
         )
     return recorded_sets.pop() if recorded_sets else DEFAULT_DATASET

@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HfmegaError, SourceError
 from hfmega.folder import LINEAGE, RECIPE, STATISTICS, WEIGHTS, WORK, write_atomically
 from hfmega.hub import pull
 from hfmega.report.lineage import EVIDENCE, Lineage, SourceEntry, read
 from hfmega.search.recipe import Static
-from hfmega.settings import WITH_EVIDENCE
+from hfmega.settings import METHODS
 from hfmega.weights import align
 from hfmega.weights.checkpoint import Checkpoint, load_weights, save_weights, sha256_of_weights, shards_in
 from hfmega.weights.mergeable import check_mergeable
@@ -77,7 +77,7 @@ def rebuilt(lineage: Lineage, folder: Path, places: Path | None) -> Rebuilt:
         permutations = align.read(folder / RECIPE, len(states))
         states = align.apply(checkpoints[0].spec, states, permutations)
     sources, path = mix(checkpoints, states), folder / STATISTICS
-    if lineage.recipe.static and lineage.recipe.static.method in WITH_EVIDENCE:
+    if lineage.recipe.static and METHODS[lineage.recipe.static.method].images:
         sources.evidence = read_evidence(folder / RECIPE, lineage.recipe.static, sources)
     statistics = read_tensors(path, str(path)) if lineage.recipe.calibrate and path.exists() else {}
     return Rebuilt(checkpoints, sources, rebuild(sources, lineage.recipe, statistics))
@@ -102,14 +102,14 @@ def find_source(entry: SourceEntry, folder: Path, places: Path | None) -> Checkp
     if entry.repo_id:
         checkpoint = pull.pull(f"hf://{entry.repo_id}@{entry.revision}")  # so written, it is never a folder
         if checkpoint.sha256 != entry.sha256:
-            raise HfmegaError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
+            raise SourceError(f"{entry.name} is not what was merged: the sha256 of its weights is another.")
         return checkpoint
     remembered = read_places(folder).get(entry.sha256)
     nearby = [path.parent for name in (WEIGHTS, INDEX) for path in sorted(places.rglob(name))] if places else []
     for place in ([Path(remembered)] if remembered else []) + nearby:
         if _hash_at(place) == entry.sha256:
             return pull.pull(str(place))
-    raise HfmegaError(
+    raise SourceError(
         f"the local source {entry.name} (sha256 {entry.sha256[:12]}) was not found: name its place with --sources DIR."
     )
 
@@ -118,7 +118,7 @@ def _hash_at(place: Path) -> str | None:
     """The sha256 of the weights in a folder; None where there are none."""
     try:
         return sha256_of_weights(place, shards_in(place, {path.name for path in place.iterdir()}))
-    except (OSError, HfmegaError):
+    except (OSError, SourceError):
         return None
 
 

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 
 OPEN: Final = ConfigDict(extra="allow", strict=True)
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
@@ -59,20 +59,20 @@ _SCHEMA: Final = TypeAdapter(Config)
 
 
 def load(path: Path, where: str) -> Any:
-    """What a config file holds, of any library. Raises HfmegaError for a file that cannot be read."""
+    """What a config file holds, of any library. Raises SourceError for a file that cannot be read."""
     try:
         return from_json(path.read_bytes())  # which takes no half of a surrogate pair, that no file can be written of
     except (OSError, ValueError) as error:
-        raise HfmegaError(f"{path.name} of {where} cannot be read: {error}") from error
+        raise SourceError(f"{path.name} of {where} cannot be read: {error}") from error
 
 
 def checked(config: Any, file: str, where: str) -> dict[str, Any]:
     """A timm config with `num_classes` and `label_names` at its top and a `pretrained_cfg`.
 
-    Raises HfmegaError for one in which something has no sense.
+    Raises SourceError for one in which something has no sense.
     """
     if not isinstance(config, dict) or "architecture" not in config:
-        raise HfmegaError(f"{file} of {where} is not a timm config: it names no architecture.")
+        raise SourceError(f"{file} of {where} is not a timm config: it names no architecture.")
     if "pretrained_cfg" not in config:  # timm's older layout, one flat dictionary
         config = {"architecture": config["architecture"], "pretrained_cfg": config}
     nested = config["pretrained_cfg"]
@@ -80,11 +80,11 @@ def checked(config: Any, file: str, where: str) -> dict[str, Any]:
         if key not in config and isinstance(nested, dict) and key in nested:
             config[key] = nested[key]
     if config.get("num_classes") is None:
-        raise HfmegaError(f"{file} of {where} does not say how many classes there are (num_classes).")
+        raise SourceError(f"{file} of {where} does not say how many classes there are (num_classes).")
     try:
         _SCHEMA.validate_python(config)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise HfmegaError(f"{file} of {where} makes no sense: {first['msg']} (at {place}).") from error
+        raise SourceError(f"{file} of {where} makes no sense: {first['msg']} (at {place}).") from error
     return dict(config)

@@ -70,10 +70,10 @@ class Library(Protocol):
     PACKAGES: tuple[str, ...]
 
     def read(self, document: Any, path: Path, where: str) -> Spec:
-        """The spec of a parsed config file; other files may lie beside its path. Raises HfmegaError."""
+        """The spec of a parsed config file; other files may lie beside its path. Raises SourceError."""
 
     def build(self, spec: Spec, seed: int) -> nn.Module:
-        """The network in eval mode, with weights drawn from a seed. Raises HfmegaError."""
+        """The network in eval mode, with weights drawn from a seed. Raises SourceError."""
 
     def transform(self, spec: Spec) -> Callable[[Image.Image], Tensor]:
         """From an image to uint8 [channels, height, width]."""
@@ -95,7 +95,7 @@ class Scratch(Library, Protocol):
         """Whether the library has a network of this name."""
 
     def scratch(self, architecture: str, classes: int, side: int | None) -> Spec:
-        """The spec of a network by its name. Raises HfmegaError."""
+        """The spec of a network by its name. Raises SourceError."""
 
 
 def _library(name: str) -> Library:
@@ -109,7 +109,7 @@ def _scratch() -> Scratch:
 def read(path: Path, where: str) -> Spec:
     """The spec of the network that a config file describes.
 
-    Raises HfmegaError for a file that cannot be read, or in which something has no sense.
+    Raises SourceError for a file that cannot be read, or in which something has no sense.
     """
     document = config.load(path, where)  # whose keys tell the library, once there are two
     return _library(SCRATCH).read(document, path, where)
@@ -118,7 +118,7 @@ def read(path: Path, where: str) -> Spec:
 def build(spec: Spec, seed: int = 0) -> nn.Module:
     """The network of a spec, in eval mode, with weights drawn from `seed`.
 
-    Raises HfmegaError when its library does not know the architecture or refuses the arguments.
+    Raises SourceError when its library does not know the architecture or refuses the arguments.
     """
     return _library(spec.library).build(spec, seed)
 
@@ -190,6 +190,6 @@ def is_architecture(name: str) -> bool:
 def scratch(architecture: str, classes: int, side: int | None = None) -> Spec:
     """The spec of a network that is trained from random weights. side: pixels, fed as pixels / 255; None: its own.
 
-    Raises HfmegaError when there is no such architecture.
+    Raises SourceError when there is no such architecture.
     """
     return _scratch().scratch(architecture, classes, side)

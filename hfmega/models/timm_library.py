@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.models import config
 from hfmega.models.library import CardFacts, Spec, record_of
 from hfmega.models.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ PRETRAINED: Final = frozenset(
 
 
 def read(document: Any, path: Path, where: str) -> Spec:
-    """The spec of a timm config. Raises HfmegaError for one that makes no sense."""
+    """The spec of a timm config. Raises SourceError for one that makes no sense."""
     return spec_of(config.checked(document, path.name, where))
 
 
@@ -50,26 +50,26 @@ def spec_of(document: Mapping[str, Any]) -> Spec:
 def preprocessing_of(document: Mapping[str, Any]) -> Preprocessing:
     """What a timm config says of its images.
 
-    Raises HfmegaError when mean and standard deviation are not those of as many channels as the network takes.
+    Raises SourceError when mean and standard deviation are not those of as many channels as the network takes.
     """
     architecture = document["architecture"]
     pretrained_cfg = {**document.get("pretrained_cfg", {}), "architecture": architecture}
     found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
     size, mean, std = (tuple(found.pop(key)) for key in ("input_size", "mean", "std"))
     if size[0] not in (1, 3) or any(len(values) != size[0] for values in (mean, std)):
-        raise HfmegaError(f"{architecture} takes {size[0]} channels, which its mean and std do not fit.")
+        raise SourceError(f"{architecture} takes {size[0]} channels, which its mean and std do not fit.")
     return Preprocessing(size, mean, std, found)
 
 
 def build(spec: Spec, seed: int) -> nn.Module:
     """The network of a spec, in eval mode, with weights drawn from a seed.
 
-    Raises HfmegaError when timm does not know the architecture or refuses the config.
+    Raises SourceError when timm does not know the architecture or refuses the config.
     """
     if not is_architecture(spec.architecture):
-        raise HfmegaError(f"the architecture {spec.architecture!r} is unknown to timm {timm.__version__}: update timm.")
+        raise SourceError(f"the architecture {spec.architecture!r} is unknown to timm {timm.__version__}: update timm.")
     if surplus := sorted(spec.arguments.keys() - ARGUMENTS):
-        raise HfmegaError(
+        raise SourceError(
             f"the config of {spec.architecture} has the constructor argument {surplus[0]!r}, which hfmega does not "
             f"pass on (it passes {', '.join(sorted(ARGUMENTS))})."
         )
@@ -82,7 +82,7 @@ def build(spec: Spec, seed: int) -> nn.Module:
             torch.manual_seed(seed)
             model = timm.create_model(spec.architecture, pretrained=False, **options)
     except Exception as error:  # timm's constructors take what they get, and raise what they come upon
-        raise HfmegaError(f"timm cannot build {spec.architecture} from this config: {error}") from error
+        raise SourceError(f"timm cannot build {spec.architecture} from this config: {error}") from error
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -18,6 +18,7 @@ from hfmega.report.lineage import Lineage, Reference, Result
 from hfmega.report.markdown import code, inert, number, short
 from hfmega.report.metadata import merge_metadata, source_metadata
 from hfmega.report.wording import verdict
+from hfmega.settings import METHODS
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
@@ -46,6 +47,7 @@ def text(lineage: Lineage, spec: Spec) -> str:
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
+        methods=METHODS,
         statistics=any(reference.kind == "calibrated source" for reference in lineage.references),
         **loading(spec),
     )

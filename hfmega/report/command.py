@@ -1,37 +1,9 @@
 """The command that makes a merge again."""
 
 import shlex
-from dataclasses import asdict
-from typing import Final
 
 from hfmega.report.lineage import Lineage, SourceEntry
-from hfmega.settings import PRESETS
-
-FLAGS: Final = (
-    "population",
-    "generations",
-    "parents",
-    "tournament",
-    "mutation_rate",
-    "mutation_sigma",
-    "mutation_unit",
-    "fitness",
-    "tree",
-    "order",
-    "method",
-    "genome",
-    "scale",
-    "density",
-    "align",
-    "seed",
-    "confirm_share",
-    "fitness_split",
-    "fitness_images",
-    "calibration_split",
-    "test_split",
-    "image_column",
-    "label_column",
-)
+from hfmega.settings import OFFERED, PRESETS, standard
 
 
 def command(lineage: Lineage) -> str:
@@ -44,29 +16,20 @@ def command(lineage: Lineage) -> str:
     base = ["--base", named.pop()] if settings.get("base") else []
     words = ["hfmega", "merge", *named, *base, "--dataset", lineage.data.id]
     words += ["--preset", preset] if preset != "default" else []
-    known = PRESETS.get(preset, PRESETS["default"])
-    defaults = {
-        "seed": 0,
-        "tree": "pairs",
-        "order": "given",
-        "method": "mega",
-        "scale": 1.0,
-        "density": 0.5,
-        "align": "none",
-        **asdict(known.search),
-        "confirm_share": known.confirm_share,
-    }
-    for flag in FLAGS:
-        value = settings.get(flag)
-        if value is not None and value != defaults.get(flag):
-            words += [f"--{flag.replace('_', '-')}", str(value)]
-    words.append("--calibrate" if settings["calibrate"] else "--no-calibrate")
-    words += ["--exact"] if settings.get("exact", True) and not known.exact else []
-    words += {"bfloat16": ["--bf16"], "float16": ["--fp16"]}.get(settings.get("precision", ""), [])
-    words += ["--control"] if settings.get("control") else []
-    words += ["--allow-leak"] if settings.get("allow_leak") else []
+    known, switches = standard(preset if preset in PRESETS else "default"), []
+    settings = {"exact": True, **settings, "preset": None, "base": None}  # said above; early lineages were all exact
+    for name, one in OFFERED.items():
+        value = settings.get(name)
+        if name == "calibrate":
+            switches.append(one.flag if value else "--no-calibrate")
+        elif one.kind is bool and value and not known[name]:
+            switches.append(one.flag)
+        elif one.switches:
+            switches += [f"--{switch}" for switch, meant in one.switches.items() if meant == value]
+        elif one.kind is not bool and value is not None and value != known[name]:
+            words += [one.flag, str(value)]
     processes = lineage.environment.get("num_processes", 1)
-    return shlex.join(words + (["--num-processes", str(processes)] if processes > 1 else []))
+    return shlex.join(words + switches + (["--num-processes", str(processes)] if processes > 1 else []))
 
 
 def argument(source: SourceEntry) -> str:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from hfmega.data.dataset import DEFAULT_DATASET, describe, open_dataset, rows_of
 from hfmega.data.splits import plan_splits
-from hfmega.errors import HfmegaError
+from hfmega.errors import SettingsError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.folder import WEIGHTS, other_settings
 from hfmega.hub import pull
@@ -16,7 +16,7 @@ from hfmega.merging.estimate import cost, evaluation_rate
 from hfmega.merging.merge import finished_merge, merge_all
 from hfmega.models.library import has_statistics
 from hfmega.output import Output
-from hfmega.settings import PRESETS, MergeSettings, SplitRequest
+from hfmega.settings import PRESETS, MergeSettings
 from hfmega.study import paper
 from hfmega.study.results import Run
 from hfmega.study.train import TrainSettings, make_record, scratch_spec, train, training_rate
@@ -30,7 +30,7 @@ PRESET: Final = {"honest": "default", "paper": "paper", "author": "author"}
 class ReproduceSettings:
     """What to reproduce, and how much of it. searches: their seeds are 0, 1, ...; sources: a folder or a Hub prefix.
 
-    Raises HfmegaError for what makes no reproduction.
+    Raises SettingsError for what makes no reproduction.
     """
 
     table: Literal["table1", "table2", "figure2"]
@@ -52,9 +52,9 @@ class ReproduceSettings:
 
     def __post_init__(self) -> None:
         if len(self.source_seeds) < 2:
-            raise HfmegaError("one source cannot be merged: name two or more seeds with --seeds.")
+            raise SettingsError("one source cannot be merged: name two or more seeds with --seeds.")
         if self.searches < 1 or self.fine_tune_epochs < 0:
-            raise HfmegaError("there must be at least one search, and no negative number of epochs.")
+            raise SettingsError("there must be at least one search, and no negative number of epochs.")
 
     @property
     def source_seeds(self) -> tuple[int, ...]:
@@ -145,33 +145,22 @@ def searches(
     settings: ReproduceSettings, network: str, protocol: Protocol, sources: Sequence[str]
 ) -> list[MergeSettings]:
     """The merges of one row. The author's eight-model program scores its population on the test set."""
-    preset, leaky = PRESETS[PRESET[protocol]], protocol == "author" and settings.kind == "table2"
-    sigma = preset.search.mutation_sigma if settings.mutation_sigma is None else settings.mutation_sigma
-    search = replace(
-        preset.search,
-        population=settings.population,
-        generations=settings.generations,
-        tournament=min(preset.search.tournament, settings.population),
-        mutation_sigma=preset.search.mutation_sigma if protocol == "honest" else sigma,
-    )
-    splits = SplitRequest(
-        fitness="test" if leaky else None,
-        fitness_images=settings.fitness_images,
-        test="test" if leaky else None,
-        confirm_share=preset.confirm_share,
-        allow_leak=leaky,
-    )
+    preset, leaky = PRESET[protocol], protocol == "author" and settings.kind == "table2"
     place = settings.output / "merges" / settings.kind / f"{network}-{protocol}"
     return [
-        MergeSettings(
-            sources=tuple(sources),
+        MergeSettings.of(
+            *sources,
+            preset=preset,
             output=place / f"search-{seed}",
             dataset=settings.dataset,
-            splits=splits,
-            preset=PRESET[protocol],
-            search=search,
-            calibrate=preset.calibrate,
-            exact=preset.exact,
+            fitness_split="test" if leaky else None,
+            fitness_images=settings.fitness_images,
+            test_split="test" if leaky else None,
+            allow_leak=leaky,
+            population=settings.population,
+            generations=settings.generations,
+            tournament=min(PRESETS[preset].search.tournament, settings.population),
+            mutation_sigma=None if protocol == "honest" else settings.mutation_sigma,
             seed=seed,
         )
         for seed in range(settings.searches)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
 from hfmega.data.images import load_split
-from hfmega.errors import HfmegaError
+from hfmega.errors import HfmegaError, SettingsError
 from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
 from hfmega.evaluation.processes import processes
 from hfmega.folder import CONFIG, WEIGHTS, check_output, finish, open_run
@@ -55,9 +55,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise HfmegaError("epochs, batch size and learning rate must be positive.")
+            raise SettingsError("epochs, batch size and learning rate must be positive.")
         if self.bf16 and not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
-            raise HfmegaError("--bf16 needs a GPU that computes in bfloat16.")
+            raise SettingsError("--bf16 needs a GPU that computes in bfloat16.")
 
     @property
     def schedule(self) -> Schedule:

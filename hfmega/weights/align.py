@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.models.channels import Axis, Permutations, Space, Spaces
 from hfmega.models.library import Spec
 from hfmega.models.trace import spaces_of, state_names, trace
@@ -197,12 +197,12 @@ class Alignment:
 def align(method: Method, spec: Spec, states: Sequence[Mapping[str, Tensor]], images: Tensor | None) -> Alignment:
     """Match each state dict but the first to the first. images: as `match_activations` takes them.
 
-    Raises HfmegaError for `activations` without images.
+    Raises SettingsError for `activations` without images.
     """
     if method == "none":
         return Alignment(tuple({} for _ in states))
     if method == "activations" and images is None:
-        raise HfmegaError("--align activations needs calibration images: name them with --calibration-split.")
+        raise SourceError("--align activations needs calibration images: name them with --calibration-split.")
     spaces = spaces_of(spec)
     found: list[Permutations] = [{}]
     for state in states[1:]:
@@ -225,7 +225,7 @@ def apply(
 
 
 def read(path: Path, leaves: int) -> tuple[Permutations, ...]:
-    """The permutations in a `recipe.safetensors`. Raises HfmegaError for what is none."""
+    """The permutations in a `recipe.safetensors`. Raises SourceError for what is none."""
     found: list[dict[str, Tensor]] = [{} for _ in range(leaves)]
     for key, order in read_tensors(path, str(path)).items():
         prefix, leaf, space = (*key.split("/", 2), "", "")[:3]
@@ -233,6 +233,6 @@ def read(path: Path, leaves: int) -> tuple[Permutations, ...]:
             continue
         known = leaf in map(str, range(leaves)) and order.dtype == torch.int64 and order.dim() == 1
         if not known or not torch.equal(order.sort().values, torch.arange(len(order))):
-            raise HfmegaError(f"{path} holds {key}, which is no permutation of one of {leaves} sources.")
+            raise SourceError(f"{path} holds {key}, which is no permutation of one of {leaves} sources.")
         found[int(leaf)][space] = order
     return tuple(found)

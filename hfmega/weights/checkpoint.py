@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from yaml import YAMLError
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.folder import CARD, CONFIG, WEIGHTS, write_atomically
 from hfmega.models.library import Spec
 from hfmega.models.library import read as read_spec
@@ -51,7 +51,7 @@ class Checkpoint:
 
 def _from_folder(folder: Path) -> Checkpoint:
     if not folder.is_dir():
-        raise HfmegaError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
+        raise SourceError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
     files = {path.name for path in folder.iterdir()}
     _require_safetensors(str(folder), files)
     spec = read_spec(folder / CONFIG, str(folder))
@@ -63,7 +63,7 @@ def _from_folder(folder: Path) -> Checkpoint:
 def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:
     """The shards of the weights in a folder of some files; none where the weights are one file.
 
-    Raises HfmegaError for an index that cannot be read, or names a shard that is not among the files.
+    Raises SourceError for an index that cannot be read, or names a shard that is not among the files.
     """
     return () if WEIGHTS in files else _named(folder / INDEX, files, str(folder))
 
@@ -72,7 +72,7 @@ def _named(index: Path, files: Collection[str], where: str) -> tuple[str, ...]:
     """The shards that an index names, if all of them are there."""
     shards = shards_of(read_index(index, where))
     if missing := [shard for shard in shards if shard not in files]:
-        raise HfmegaError(f"{where} lacks {missing[0]}, which its {INDEX} names ({len(missing)} missing).")
+        raise SourceError(f"{where} lacks {missing[0]}, which its {INDEX} names ({len(missing)} missing).")
     return shards
 
 
@@ -108,13 +108,13 @@ def _require_safetensors(where: str, files: Iterable[str]) -> None:
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not names & {WEIGHTS, INDEX} and pickles:
         convert = f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')"
-        raise HfmegaError(
+        raise SourceError(
             f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: convert it "
             f'with `python -c "import torch, safetensors.torch as s; {convert}"`.'
         )
     for needed in ({CONFIG}, {WEIGHTS, INDEX}):
         if not names & needed:
-            raise HfmegaError(
+            raise SourceError(
                 f"{where} has no {min(needed)}: a source needs {CONFIG} and {WEIGHTS}, as timm writes them, or the "
                 f"shards of its weights with {INDEX}."
             )
@@ -130,7 +130,7 @@ STATISTICS: Final = ("running_mean", "running_var")
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. Raises HfmegaError for a broken file, a NaN or Inf in it, or a wrong index."""
+    """The tensors of a checkpoint. Raises SourceError for a broken file, a NaN or Inf in it, or a wrong index."""
     if not checkpoint.shards:
         return read_tensors(checkpoint.weights, f"{checkpoint.name}: {WEIGHTS}")
     index = read_index(checkpoint.folder / INDEX, checkpoint.name)
@@ -144,14 +144,14 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _check_shard(where: str, tensors: Collection[str], index: Mapping[str, str], shard: str) -> None:
-    """Raises HfmegaError unless a shard holds the tensors that the index puts there and no others."""
+    """Raises SourceError unless a shard holds the tensors that the index puts there and no others."""
     for name in tensors:
         if name not in index:
-            raise HfmegaError(f"{where} has the tensor {name}, which {INDEX} does not name.")
+            raise SourceError(f"{where} has the tensor {name}, which {INDEX} does not name.")
         if index[name] != shard:
-            raise HfmegaError(f"{where} has the tensor {name}, which {INDEX} puts into {index[name]}.")
+            raise SourceError(f"{where} has the tensor {name}, which {INDEX} puts into {index[name]}.")
     if missing := sorted(name for name in index if index[name] == shard and name not in tensors):
-        raise HfmegaError(f"{where} lacks the tensor {missing[0]}, which {INDEX} puts there ({len(missing)} missing).")
+        raise SourceError(f"{where} lacks the tensor {missing[0]}, which {INDEX} puts there ({len(missing)} missing).")
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> str:

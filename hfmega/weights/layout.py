@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.settings import Genome
 
 SAVED_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,7 +51,7 @@ class Layout:
 def layout_of(state: Mapping[str, Tensor], parameters: Collection[str]) -> Layout:
     """The layout of a state dict; `parameters` are the tensor names that noise may touch.
 
-    Raises HfmegaError for a float type other than float32, float16 and bfloat16.
+    Raises SourceError for a float type other than float32, float16 and bfloat16.
     """
     slots, start = [], 0
     for name in sorted(state):
@@ -59,7 +59,7 @@ def layout_of(state: Mapping[str, Tensor], parameters: Collection[str]) -> Layou
         if not tensor.is_floating_point():
             continue
         if tensor.dtype not in SAVED_DTYPES:
-            raise HfmegaError(f"the tensor {name} is {tensor.dtype}: only float32, float16 and bfloat16 can be merged.")
+            raise SourceError(f"the tensor {name} is {tensor.dtype}: only float32, float16 and bfloat16 can be merged.")
         stop = start + tensor.numel()
         slots.append(Slot(name, tuple(tensor.shape), tensor.dtype, start, stop, name in parameters))
         start = stop

@@ -4,39 +4,39 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.models.library import sizes
 from hfmega.weights.checkpoint import STATISTICS, Checkpoint
 
 
 def check_mergeable(checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> None:
-    """Raises HfmegaError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
+    """Raises SourceError unless architecture, classes, label order, tensor names, shapes and dtypes are equal."""
     first, state = checkpoints[0], states[0]
     _same_tensors(first.name, state, f"{first.spec.library}'s {first.spec.architecture}", sizes(first.spec))
     for other, tensors in zip(checkpoints[1:], states[1:], strict=True):
         theirs = other.spec.identity
         for what, a in first.spec.identity.items():
             if a != (b := theirs[what]):
-                raise HfmegaError(
+                raise SourceError(
                     f"{other.name} and {first.name} differ in {what} ({_short(b)} and {_short(a)}): only checkpoints "
                     "of one architecture with the same classes in the same order can be merged."
                 )
         _same_tensors(other.name, tensors, first.name, {name: tuple(t.shape) for name, t in state.items()})
         for name, tensor in tensors.items():
             if tensor.dtype != state[name].dtype:
-                raise HfmegaError(f"{other.name} has {name} as {tensor.dtype}, {first.name} as {state[name].dtype}.")
+                raise SourceError(f"{other.name} has {name} as {tensor.dtype}, {first.name} as {state[name].dtype}.")
 
 
 def _same_tensors(name: str, state: dict[str, Tensor], expected_of: str, expected: dict[str, tuple[int, ...]]) -> None:
     if missing := sorted(expected.keys() - state.keys()):
-        raise HfmegaError(f"{name} lacks the tensor {missing[0]} that {expected_of} has ({len(missing)} missing).")
+        raise SourceError(f"{name} lacks the tensor {missing[0]} that {expected_of} has ({len(missing)} missing).")
     if surplus := sorted(state.keys() - expected.keys()):
-        raise HfmegaError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
+        raise SourceError(f"{name} has the tensor {surplus[0]} that {expected_of} has not ({len(surplus)} more).")
     for key, tensor in state.items():
         if not tensor.is_floating_point() and key.endswith((".weight", ".bias", *STATISTICS)):
-            raise HfmegaError(f"{name} has {key} as {tensor.dtype}: weights are floating-point numbers.")
+            raise SourceError(f"{name} has {key} as {tensor.dtype}: weights are floating-point numbers.")
         if tuple(tensor.shape) != expected[key]:
-            raise HfmegaError(
+            raise SourceError(
                 f"{name} has {key} of shape {tuple(tensor.shape)}, {expected_of} of shape {expected[key]}."
             )
 

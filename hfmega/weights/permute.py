@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.models.channels import Permutations, Space, Spaces
 from hfmega.rng import permutation
 
@@ -14,15 +14,15 @@ def permute(state: Mapping[str, Tensor], spaces: Spaces, permutations: Permutati
     """A state dict with its channels reordered: position i of a space holds what was at permutations[name][i].
 
     permutations: int64 [size] by space; a space that is not named stays as it is.
-    Raises HfmegaError for a space that the network has not, or something that is no permutation of it.
+    Raises SourceError for a space that the network has not, or something that is no permutation of it.
     """
     known = {space.name: space for space in spaces.spaces}
     turned = dict(state)
     for name, order in permutations.items():
         if name not in known:
-            raise HfmegaError(f"the network has no channels called {name} that could be permuted.")
+            raise SourceError(f"the network has no channels called {name} that could be permuted.")
         if not torch.equal(order.sort().values, torch.arange(known[name].size)):
-            raise HfmegaError(f"the permutation of {name} is not one of {known[name].size} channels.")
+            raise SourceError(f"the permutation of {name} is not one of {known[name].size} channels.")
         turn(turned, known[name], order)
     return turned
 

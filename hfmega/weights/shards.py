@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 
 INDEX: Final = "model.safetensors.index.json"
 PLAIN_NAME: Final = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # no way out of a folder
@@ -23,15 +23,15 @@ _SCHEMA: Final = TypeAdapter(Index)
 
 
 def read_index(path: Path, where: str) -> dict[str, str]:
-    """Tensor name to file name. Raises HfmegaError for what is no index, or names anything but files beside it."""
+    """Tensor name to file name. Raises SourceError for what is no index, or names anything but files beside it."""
     try:
         index = _SCHEMA.validate_json(path.read_bytes())["weight_map"]
     except (OSError, ValidationError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise HfmegaError(f"{path.name} of {where} cannot be read: {said}") from error
+        raise SourceError(f"{path.name} of {where} cannot be read: {said}") from error
     for shard in index.values():
         if not PLAIN_NAME.fullmatch(shard):
-            raise HfmegaError(f"{path.name} of {where} names {shard[:60]!r}: that is no plain name of a shard.")
+            raise SourceError(f"{path.name} of {where} names {shard[:60]!r}: that is no plain name of a shard.")
     return index
 
 

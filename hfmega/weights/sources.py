@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfmega import folder
-from hfmega.errors import HfmegaError
+from hfmega.errors import SourceError
 from hfmega.models.library import outline
 from hfmega.search.recipe import Recipe, Static
 from hfmega.settings import Genome
@@ -93,10 +93,10 @@ class Sources:
 
         A source with coefficient zero is left out, so that a source alone comes back bit for bit. Variances are
         never negative: coefficients outside [0, 1] could make them so.
-        Raises HfmegaError when the recipe is for another number of sources.
+        Raises SourceError when the recipe is for another number of sources.
         """
         if len(recipe.coefficients) != len(self):
-            raise HfmegaError(f"the recipe has {len(recipe.coefficients)} coefficients for {len(self)} sources.")
+            raise SourceError(f"the recipe has {len(recipe.coefficients)} coefficients for {len(self)} sources.")
         shares = self._shares(recipe)
         for part in self._parts:
             self._mix(part, shares, out[part.start : part.stop])
@@ -172,7 +172,7 @@ def static_tensor(
 ) -> Tensor:
     """One tensor by a static method; evidence: what images said of it in each model, None where they say nothing.
 
-    Raises HfmegaError for a method without what it needs.
+    Raises SourceError for a method without what it needs.
     """
     if static.method in ("fisher", "regmean"):
         known = [part.to(models[0].device) for part in evidence if part is not None]
@@ -181,10 +181,10 @@ def static_tensor(
         return (formulas.fisher if static.method == "fisher" else formulas.regmean)(models, known)
     if static.method == "slerp":
         if len(models) != 2:
-            raise HfmegaError(f"slerp goes between two sources, not {len(models)}.")
+            raise SourceError(f"slerp merges 2 sources, not {len(models)}.")
         return formulas.slerp(models[0], models[1])
     if base is None:
-        raise HfmegaError(f"{static.method} needs a base.")
+        raise SourceError(f"{static.method} needs a base.")
     deltas = [model - base for model in models]
     if static.method == "ties":
         return formulas.ties(base, deltas, static.density, static.scale)
@@ -203,7 +203,7 @@ def mix(
 def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a recipe with its re-estimated BatchNorm statistics: the weights of the merged model.
 
-    Raises HfmegaError for anything else that is called statistics.
+    Raises SourceError for anything else that is called statistics.
     """
     flat = torch.empty(sources.layout.size, device=sources.device)
     sources.materialize(recipe, flat)
@@ -211,7 +211,7 @@ def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> 
     for name, tensor in statistics.items():
         known = name.endswith(STATISTICS) and name in state and tensor.is_floating_point()
         if not known or tensor.shape != state[name].shape:
-            raise HfmegaError(
+            raise SourceError(
                 f"{folder.STATISTICS} has {name} of shape {tuple(tensor.shape)}: the network has no such."
             )
     return {**state, **{name: tensor.to(state[name].dtype) for name, tensor in statistics.items()}}

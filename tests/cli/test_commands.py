@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_command_explains_its_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"Usage: hfmega {command} ")
+    assert text.split()[:3] == ["Usage:", "hfmega", command]
     assert "--debug" in text
 
 
@@ -121,9 +121,12 @@ BAD_INPUT: dict[str, tuple[Spoil, str]] = {
     ),
     "empty split": (lambda a, b: [a, b, "--fitness-split", "train[5:5]"], "'train[5:5]' of digits is empty"),
     "no such split": (lambda a, b: [a, b, "--test-split", "exam"], "exam"),
-    "population 1": (lambda a, b: [a, b, "--population", 1], "needs at least 2"),
-    "tournament": (lambda a, b: [a, b, "--population", 4, "--tournament", 5], "tournament of 5 does not fit"),
-    "rate": (lambda a, b: [a, b, "--mutation-rate", 1.5], "no probability"),
+    "population 1": (lambda a, b: [a, b, "--population", 1], "--population must be at least 2, not 1"),
+    "tournament": (
+        lambda a, b: [a, b, "--population", 4, "--tournament", 5],
+        "--tournament must be between 1 and the population (4), not 5",
+    ),
+    "rate": (lambda a, b: [a, b, "--mutation-rate", 1.5], "--mutation-rate must be between 0 and 1"),
     "output not empty": (lambda a, b: [a, b, fill(a.parent / "never")][:2], "is not empty"),
 }
 
@@ -162,7 +165,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("replay", tmp_path, "--debug")
     assert done.code == 1
     assert "Traceback" in done.stderr
-    assert "HfmegaError" in done.stderr
+    assert "HfmegaError" in done.stderr or "SourceError" in done.stderr
 
 
 def test_a_full_disk_is_one_sentence(
@@ -240,16 +243,3 @@ def test_evaluate_prints_the_contract(tiny_sources: tuple[Path, Path], capsys: p
     assert found["accuracy"] == found["correct"] / 100
     assert set(found["per_class"]) == set("0123456789")
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
-
-
-def test_the_command_line_offers_what_the_settings_know() -> None:
-    """Its choices are written out, since importing the settings imports torch."""
-    from typing import get_args
-
-    from hfmega.cli.commands import merge
-    from hfmega.cli.options import METHODS
-    from hfmega.settings import Genome, Method
-
-    (genome,) = (option for option in merge.params if option.name == "genome")
-    assert tuple(METHODS) == get_args(Method)
-    assert tuple(genome.type.choices) == get_args(Genome)  # type: ignore[attr-defined]

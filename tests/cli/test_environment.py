@@ -18,10 +18,10 @@ import pytest
 from support.commands import alone
 
 from hfmega.cli import commands
-from hfmega.cli.flags import default_folder
 from hfmega.merging.replay import replay
 from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
+from hfmega.settings import default_folder
 
 FLAGS: Final = ("--dataset", "digits", "--fitness-split", "train[:60]", "--calibration-split", "train[900:920]",
                 "--test-split", "test[:40]", "--no-calibrate", "--population", "4", "--generations", "3")  # fmt: skip
@@ -179,5 +179,5 @@ def test_names_of_files_are_allowed_on_every_system(whole: Path) -> None:
 
 def test_the_default_folder_is_named_by_the_last_names_of_the_sources(tmp_path: Path) -> None:
     sources = ("ann/one", "hf://bob/two@refs/pr/1", str(tmp_path / "three"))
-    assert default_folder(sources) == Path("merges/one+two+three")
-    assert default_folder((".", "ann/one/")) == Path("merges") / f"{Path.cwd().name}+one"
+    assert default_folder(*sources) == Path("merges/one+two+three")
+    assert default_folder(".", "ann/one/") == Path("merges") / f"{Path.cwd().name}+one"

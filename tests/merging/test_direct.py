@@ -245,9 +245,9 @@ def test_the_command_of_a_card_names_the_base(merges: dict[str, Path]) -> None:
     ("flags", "sentence"),
     [
         (["--method", "ties"], "ties merges what the sources learned after a common start: name it with --base."),
-        (["--base", "x"], "--method mega has no use for a base: leave --base away."),
-        (["--method", "slerp", "third"], "slerp goes between two sources, not 3."),
-        (["--density", "0"], "a density of 0.0 is no share: it lies above 0 and at most at 1."),
+        (["--base", "x"], "--method mega does not use a base: remove --base."),
+        (["--method", "slerp", "third"], "--method slerp merges 2 sources, not 3."),
+        (["--density", "0"], "--density must be above 0 and at most 1, not 0.0."),
     ],
 )
 def test_a_method_without_what_it_needs_is_refused(flags: list[str], sentence: str) -> None:

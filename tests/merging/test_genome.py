@@ -153,4 +153,4 @@ def test_learned_coefficients_lower_the_loss_that_they_learn_from(tiny_sources: 
 def test_a_method_without_groups_refuses_a_genome(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
     done = run("merge", *tiny_sources, "--dataset", "digits", "--method", "cmaes", "--genome", "layer",
                "-o", tmp_path / "out")  # fmt: skip
-    assert done.complaint == "--method cmaes has one coefficient for each source: leave --genome away."
+    assert done.complaint == "--method cmaes does not use --genome: remove it."
