@@ -1,0 +1,80 @@
+"""A finished merge as Python and notebooks see it."""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hfmega.hub.pull import pull
+from hfmega.hub.push import Push, push
+from hfmega.models import library
+from hfmega.report import card, wording
+from hfmega.report.lineage import Lineage, Reference
+from hfmega.report.markdown import inert
+from hfmega.weights.checkpoint import load_weights
+
+
+@dataclass(frozen=True, repr=False)
+class Merge:
+    """A finished merge: its folder, and everything that was measured."""
+
+    folder: Path
+    lineage: Lineage
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `no difference shown` or `worse`: against the best source."""
+        return self.lineage.result.verdict
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the test images."""
+        return self.lineage.result.accuracy
+
+    @property
+    def gain(self) -> float:
+        """Accuracy over that of the best source."""
+        return self.lineage.result.gain
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The models that the merge is shown against, on the same test images."""
+        return self.lineage.references
+
+    def load(self) -> nn.Module:
+        """Load the network with its weights, in eval mode."""
+        checkpoint = pull(str(self.folder))
+        model = library.build(checkpoint.spec)
+        model.load_state_dict(load_weights(checkpoint))
+        return model.eval()
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From an image to what the network takes: float32 [channels, height, width]; put several into a batch."""
+        spec = pull(str(self.folder)).spec
+        pixels, normalize = library.transform(spec), library.normalizer(spec, torch.device("cpu"))
+        mode = spec.preprocessing.mode
+        return lambda image: normalize(pixels(image.convert(mode))[None])[0]
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, create_pr: bool = False, commit_message: str | None = None
+    ) -> str:
+        """Publish the folder as `user/name`, in one commit; returns its URL."""
+        return push(self.folder, Push(repo_id, private, create_pr, commit_message))
+
+    def __repr__(self) -> str:
+        return f"Merge({str(self.folder)!r}): {wording.verdict(self.lineage)}"
+
+    def _repr_markdown_(self) -> str:
+        """The verdict, the comparison and its picture, for notebooks."""
+        columns, rows = card.comparison_rows(self.lineage)
+        lines = [" | ".join(columns), "|".join(["---", *["---:"] * (len(columns) - 1)])]
+        lines += [" | ".join(inert(cell) for cell in row) for row in rows]
+        table = "\n".join(f"| {line} |" for line in lines)
+        picture = self.folder / card.FIGURES / "comparison.png"
+        shown = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+        image = f"\n\n![accuracy on the test images](data:image/png;base64,{shown})" if shown else ""
+        return f"**{inert(wording.verdict(self.lineage))}**\n\n{table}{image}"
