@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ FOUND: list[MergeSettings] = []
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., MergeSettings]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MergeSettings]:
     """The settings that `hfmega merge ARGUMENTS` would merge by."""
 
     def keep(*arguments: Any) -> MergeSettings:
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., MergeSettin
         assert done.code == 0, done.stderr
         return FOUND[0]
 
-    yield ask
+    return ask
 
 
 def test_flags_are_what_of_makes_of_their_names(asked: Callable[..., MergeSettings]) -> None:
