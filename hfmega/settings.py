@@ -524,9 +524,9 @@ def default_folder(*sources: str | Path, parent: str = "merges") -> Path:
 def recorded(settings: MergeSettings) -> dict[str, Any]:
     """Every constant of a merge, without the places and the token of the machine that made it."""
     found = {one.name: one.of(settings) for one in SETTINGS.values() if one.recorded}
-    for name in ("base", *VECTORS, "density"):
+    for name in ("base", "scale", "density"):
         if name not in settings.facts.flags or found[name] is None:
-            found.pop(name, None)
+            del found[name]
     if not settings.last.wanted:
         for name in ("distill", "distill_split", "fine_tune", "last_epochs", "last_lr"):
             found.pop(name)

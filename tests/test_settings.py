@@ -160,6 +160,8 @@ def test_text_that_is_no_slice_is_refused(text: str) -> None:
 
 def test_a_lineage_records_the_keys_that_it_always_did() -> None:
     assert sorted(recorded(settings())) == sorted(KEYS)
+    for method in [name for name, facts in METHODS.items() if facts.base != "needed"]:
+        assert sorted(recorded(settings(method=method))) == sorted(KEYS)
     assert recorded(settings())["confirm_share"] == 0.4
     ties = recorded(settings(method="ties", base="x/start/", density=0.2))
     assert (ties["base"], ties["scale"], ties["density"]) == ("start", 1.0, 0.2)

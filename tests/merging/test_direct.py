@@ -178,9 +178,11 @@ def merges(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     branch = folder / "branch"
     commands = [[*train, "--epochs", 1, "--batch-size", 64, "--lr", 0.003, "--seed", 5, "-o", branch]]
     few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--test-split", "test[:200]", "--json"]
-    few += ["--population", 4, "--generations", 2]
+    search = {name: ["--population", 4, "--generations", 2] for name in ("random", "cmaes")}
     names = ["random", "greedy-soup", "average", "slerp"]
-    commands += [["merge", tiny_sources[0], branch, *few, "--method", m, "-o", folder / m] for m in names]
+    commands += [
+        ["merge", tiny_sources[0], branch, *few, *search.get(m, []), "--method", m, "-o", folder / m] for m in names
+    ]
     based = ["task-arithmetic", "ties", "dare-linear", "dare-ties", "cmaes"]
     commands += [
         [
@@ -192,8 +194,7 @@ def merges(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
             *few,
             "--method",
             m,
-            "--scale",
-            0.5,
+            *search.get(m, ["--scale", 0.5]),
             "-o",
             folder / m,
         ]
@@ -244,7 +245,7 @@ def test_the_command_of_a_card_names_the_base(merges: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--method", "ties"], "ties merges what the sources learned after a common start: name it with --base."),
+        (["--method", "ties"], "--method ties needs the common start of the sources: name it with --base."),
         (["--base", "x"], "--method mega does not use a base: remove --base."),
         (["--method", "slerp", "third"], "--method slerp merges 2 sources, not 3."),
         (["--density", "0"], "--density must be above 0 and at most 1, not 0.0."),

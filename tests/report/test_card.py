@@ -487,6 +487,12 @@ def test_card_without_a_run_off_or_a_search_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "figures" / "fitness.png").exists()
 
 
+def test_only_a_method_that_does_not_search_has_one_answer(tmp_path: Path) -> None:
+    for method, one in (("learned", False), ("random", False), ("average", True), ("a later one", True)):
+        made = lineage(candidates=(), settings={**SETTINGS, "method": method})
+        assert ("has one answer" in written(made, tmp_path / method)) is one
+
+
 def test_a_slice_of_very_many_parts_is_abridged() -> None:
     assert short("train[:45000]") == "train[:45000]"
     assert short("+".join(f"train[{k}:{k + 1}]" for k in range(0, 400, 2))) == "train[0:1]+... (199 more parts)"

@@ -187,5 +187,5 @@ def test_a_damaged_shard_is_fetched_again_and_then_refused_and_a_missing_one_is_
     server.commit("ann/s1", {INDEX: b'{"weight_map": {"fc.bias": "model-00009-of-00009.safetensors"}}'})
     missing = client.ask(server.environment(tmp_path / "two"), PULL, {})
     assert healed.error is None, healed
-    assert (refused.error, "damaged twice" in refused.text) == ("HfmegaError", True), refused
+    assert (refused.error, "damaged twice" in refused.text) == ("SourceError", True), refused
     assert missing.text == f"ann/s1 lacks model-00009-of-00009.safetensors, which its {INDEX} names (1 missing)."
