@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.folder import CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS, finish, write_atomically
 from hfmega.hub import pull
 from hfmega.merging import controls
-from hfmega.merging.judge import ensembles, judge, reference, rivals
+from hfmega.merging.judge import best_of, by_class, ensembles, judge, reference, rivals, soup
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
+from hfmega.models.config import read as read_config
 from hfmega.report import card, lineage
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
@@ -35,6 +37,8 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     earlier = {member.name: member.recipe for member in job.members if member.inputs}
     average = centroid([member.recipe for member in job.merged])
     single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.can_calibrate)
+    named = {member.name: member.recipe for member in job.merged}
+    single += soup(named, bool(job.settings.calibrate), evaluator, job.search)
     together = ensembles(evaluator, len(leaves), job.test)
     judged = evaluator.answers([rival.recipe for rival in single], job.test)
     nodes = evaluator.answers([*earlier.values(), *(merged.chosen.recipe for merged in tree[:-1])], job.test)
@@ -50,9 +54,11 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
     )
     # Judged from the folder, by the same steps as `hfmega evaluate`.
     merged = answers(predict_checkpoint(pull.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
-    references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
+    references = [reference(rival.name, rival.kind, a, rival.members) for rival, a in zip(single, judged, strict=True)]
     references += [reference(name, "ensemble", a) for name, a in together]
     result = judge(sha256, chosen, merged, single, judged)
+    names = job.checkpoints[0].config.get("label_names") or job.dataset.classes
+    per_class = by_class(names, job.test.labels, merged, best_of(single, judged)[1])
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
@@ -66,15 +72,18 @@ def report(job: Job, tree: list[Merged], progress: Progress, tried: list[control
         environment=environment(evaluator.state),
         references=tuple(references),
         candidates=chosen.candidates,
-        result=result,
+        result=replace(result, per_class=per_class),
         controls=tuple(control_entry(t, merged) for t in tried),
         notes=(*job.notes, *failures(tree)),
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
         seconds=round(progress.seconds, 1),
+        parameters=sum(slot.stop - slot.start for slot in evaluator.sources.layout.slots if slot.parameter),
+        card=lineage.CARD_VERSION,
     )
+    made = replace(made, result=replace(made.result, is_source=made.held))
     write_places(folder, job.checkpoints, job.settings.dataset)
-    card.write(made, job.checkpoints[0].config, folder)
+    card.write(made, read_config(folder / CONFIG, str(folder)), folder)
     lineage.write(made, folder / LINEAGE)
     finish(folder)
     return made
@@ -120,7 +129,8 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
     if beside:
         save_weights(beside, folder / RECIPE)
     config = {key: value for key, value in job.checkpoints[0].config.items() if key != "hfmega"}
-    config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
+    if sum(coefficient != 0 for coefficient in recipe.coefficients) > 1:
+        config["pretrained_cfg"] = {**config["pretrained_cfg"], "tag": "merged"}
     write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     return save_weights(rebuild(evaluator.sources, recipe, statistics), folder / WEIGHTS)
 
