@@ -4,6 +4,8 @@ import shlex
 from dataclasses import asdict
 from typing import Final
 
+import yaml
+
 from hfmega.report.lineage import Lineage, SourceEntry
 from hfmega.settings import PRESETS
 
@@ -67,6 +69,27 @@ def command(lineage: Lineage) -> str:
     words += ["--allow-leak"] if settings.get("allow_leak") else []
     processes = lineage.environment.get("num_processes", 1)
     return shlex.join(words + (["--num-processes", str(processes)] if processes > 1 else []))
+
+
+def configuration(lineage: Lineage) -> str:
+    """The recorded settings as the YAML that `hfmega merge --config` reads: sources, and the flags by their names."""
+    settings = lineage.settings
+    named = [argument(source) for source in lineage.sources]
+    base = {"base": named.pop()} if settings.get("base") else {}
+    known = {flag.replace("_", "-"): settings.get(flag) for flag in FLAGS}
+    switches = {name: True for name in ("exact", "control", "allow-leak") if settings.get(name.replace("-", "_"))}
+    precision = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}}.get(settings.get("precision", ""), {})
+    found = {
+        "sources": named,
+        **base,
+        "dataset": lineage.data.id,
+        "preset": settings["preset"],
+        **{name: value for name, value in known.items() if value is not None},
+        **({} if settings["calibrate"] is None else {"calibrate": settings["calibrate"]}),
+        **switches,
+        **precision,
+    }
+    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10**6))
 
 
 def argument(source: SourceEntry) -> str:

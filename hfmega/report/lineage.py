@@ -1,5 +1,6 @@
 """`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hfmega.weights.tensors import read_tensors
 
 FORMAT_VERSION: Final = 1
 CARD_VERSION: Final = 2
+REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 OFFSETS: Final = "offsets"
 EVIDENCE: Final = "evidence"
 LARGEST: Final = float(torch.finfo(torch.float32).max)
@@ -266,6 +268,8 @@ def check(lineage: Lineage, path: Path) -> None:
         raise HfmegaError(
             f"{path} is not a lineage: its settings lack a preset, or whether statistics were re-estimated."
         )
+    if lineage.repo_id is not None and not REPO_ID.fullmatch(lineage.repo_id):
+        raise HfmegaError(f"{path} is not a lineage: {lineage.repo_id!r} is not the id of a repository.")
     if not isinstance(environment.get("num_processes", 1), int):
         raise HfmegaError(f"{path} is not a lineage: its environment has a number of processes that is none.")
     count = len(lineage.sources)
