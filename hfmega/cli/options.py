@@ -63,6 +63,10 @@ push_options = stack(
     click.option("--commit-message", metavar="M", help="Title of the commit."),
     token_option,
 )
+insist_options = stack(
+    click.option("--push-anyway", is_flag=True, help="Publish the result also if it is one of the sources as it is."),
+    click.option("--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
+)
 common_options = stack(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
@@ -157,6 +161,7 @@ merge_options = stack(
     run_options,
     click.option("--push-to-hub", metavar="ID", help="Publish the folder as user/name."),
     push_options,
+    insist_options,
     common_options,
 )
 reproduce_options = stack(
