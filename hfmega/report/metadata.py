@@ -21,6 +21,7 @@ gfdl gpl gpl-2.0 gpl-3.0 intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama
 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown
 unlicense wtfpl zlib
 """
+SLICE: Final = re.compile(r"([\w.-]+)(?:\[[^\[\]]*\])?", re.ASCII)
 LICENSES: Final = frozenset(LICENSE_IDS.split())
 
 
@@ -85,7 +86,8 @@ def tags(architecture: str) -> list[str]:
 
 def split_name(spelled: str) -> str:
     """The splits that a slice takes images of: `test` of `test[5000:]`."""
-    return "+".join(dict.fromkeys(part.partition("[")[0].strip() or part for part in spelled.split("+")))
+    parts = [SLICE.fullmatch(part.strip()) for part in spelled.split("+")]
+    return "+".join(dict.fromkeys(part[1] for part in parts if part)) if all(parts) else spelled
 
 
 def source_metadata(config: dict[str, Any], held_out: Evaluation | None) -> ModelCardData:

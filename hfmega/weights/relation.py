@@ -64,6 +64,6 @@ def outlook(kinship: Kinship) -> str:
     promise = {
         "identical": "there is nothing to merge",
         "shared trunk": "their averages usually work, so a merge can pay",
-        "independent": "networks between them usually fall apart, so expect the best calibrated source to stand",
+        "independent": "networks between them usually fall apart, so expect the best source, BN re-estimated, to win",
     }[kinship.relation]
     return f"relation: {kinship.relation} (median cosine {kinship.cosine:.2f}): {promise} (more: hfmega inspect)"
