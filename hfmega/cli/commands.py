@@ -16,6 +16,7 @@ from hfmega.cli.options import (
     cpu_option,
     data_options,
     grouped,
+    insist_options,
     made,
     merge_options,
     push_options,
@@ -54,7 +55,7 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
     if processes > 1:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
-    from hfmega.hub.push import check_login
+    from hfmega.hub.push import repository
     from hfmega.merging import estimate
     from hfmega.merging.merge import merge as run_merge
     from hfmega.report import card, lineage, wording
@@ -65,16 +66,14 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
         output.table("What this merge would do", *estimate.described(found))
         output.result(estimate.spoken(found.seconds), asdict(found))
         return
-    target = push_target(flags["push_to_hub"], flags)
-    if target:
-        check_login(target)
-    made = run_merge(settings, output)
-    if made is None:
-        return
-    output.table("On the test images", *card.comparison_rows(made))
-    output.say(wording.verdict(made))
-    publish(settings.output, target, output)
-    output.result(settings.output, lineage.summary(made, settings.output))
+    with repository(push_target(flags["push_to_hub"], flags)) as target:
+        made = run_merge(settings, output)
+        if made is None:
+            return
+        output.table("On the test images", *card.comparison_rows(made))
+        output.say(wording.verdict(made))
+        url = publish(settings.output, target, output, flags)
+    output.result(settings.output, lineage.summary(made, settings.output, url))
 
 
 click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
@@ -112,19 +111,18 @@ click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
 def train(network: str, **flags: Any) -> None:
     """Train a source by the paper's protocol; its card records the split and the seed."""
     use_cpu(flags["cpu"])
-    from hfmega.hub.push import check_login
+    from hfmega.hub.push import repository
     from hfmega.study.train import TrainSettings
     from hfmega.study.train import train as run_train
 
-    output, target = open_output(flags), push_target(flags["push_to_hub"], flags)
-    if target:
-        check_login(target)
+    output = open_output(flags)
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
-    held_out = run_train(settings, output)
-    if held_out:
-        output.say(f"accuracy {held_out.accuracy:.4f} on the {held_out.total:,} held-out images ({held_out.split})")
-    publish(settings.output, target, output)
+    with repository(push_target(flags["push_to_hub"], flags)) as target:
+        held_out = run_train(settings, output)
+        if held_out:
+            output.say(f"accuracy {held_out.accuracy:.4f} on the {held_out.total:,} held-out images ({held_out.split})")
+        publish(settings.output, target, output, flags)
     output.result(settings.output, {"output": str(settings.output), "held_out": asdict(held_out) if held_out else None})
 
 
@@ -253,13 +251,13 @@ def reproduce(table: str, **flags: Any) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("repo_id", metavar="ID")
 @push_options
+@insist_options
 @common_options
 def push(folder: Path, repo_id: str, **flags: Any) -> None:
     """Publish a finished folder as user/name, in one commit."""
     output = open_output(flags)
-    target = push_target(repo_id, flags)
-    url = publish(folder, target, output)
-    output.result(url, {"url": url})
+    url = publish(folder, push_target(repo_id, flags), output, flags)
+    output.result(url or folder, {"url": url})
 
 
 def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSettings:
@@ -295,15 +293,13 @@ def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
     return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"])
 
 
-def publish(folder: Path, target: Any, output: Any) -> str:
-    """Push a folder if there is a target, and say where it went."""
-    from hfmega.hub.push import push as push_folder
+def publish(folder: Path, target: Any, output: Any, flags: dict[str, Any]) -> str | None:
+    """Push a folder if there is a target; where it went, if anywhere."""
+    from hfmega.merging.publish import publish as publish_folder
 
     if target is None:
-        return ""
-    url = push_folder(folder, target)
-    output.say(f"published: {url}")
-    return url
+        return None
+    return publish_folder(folder, target, output, flags.get("push_anyway", False), flags.get("push_sources", False))
 
 
 def main() -> None:

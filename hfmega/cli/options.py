@@ -122,6 +122,10 @@ push_options = stack(
     option("Publishing", "--commit-message", metavar="M", help="Title of the commit."),
     token_option,
 )
+insist_options = stack(
+    click.option("--push-anyway", is_flag=True, help="Publish the result also if it is one of the sources as it is."),
+    click.option("--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
+)
 common_options = stack(
     option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     option("Output", "--debug", is_flag=True, help="Show the traceback of an error."),
@@ -152,6 +156,7 @@ merge_options = stack(
     run_options,
     push_to_hub_option,
     push_options,
+    insist_options,
     common_options,
 )
 reproduce_options = stack(

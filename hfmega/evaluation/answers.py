@@ -82,6 +82,21 @@ def compare(model: Answers, reference: Answers) -> Comparison:
     )
 
 
+def compare_losses(model: Answers, reference: Answers) -> tuple[float, tuple[float, float]] | None:
+    """How much lower the model's mean loss is (nats), with Student's 95 % interval on the paired differences.
+
+    None where a loss is not finite.
+    """
+    difference = reference.loss - model.loss
+    if not np.isfinite(difference).all():
+        return None
+    gain = float(difference.mean())
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        return gain, (gain, gain)
+    interval = stats.ttest_1samp(difference, 0).confidence_interval()
+    return gain, (float(interval.low), float(interval.high))
+
+
 def clearly_lower_loss(challenger: Answers, standing: Answers) -> bool:
     """Whether the challenger's mean loss is lower by more than one standard error of the paired difference."""
     if not np.isfinite(challenger.mean_loss):

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from hfmega.errors import SourceError
-from hfmega.folder import CARD, CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS
+from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, RECIPE, STATISTICS, WEIGHTS
 from hfmega.hub.client import _pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
@@ -86,7 +86,7 @@ def pull_merge(merge: str) -> Path:
     try:
         remote = _pin(repo_id, revision)
         found = remote.fetch(LINEAGE)
-        for beside in (STATISTICS, RECIPE, CARD):
+        for beside in (STATISTICS, RECIPE, CARD, EVAL_RESULTS):
             remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error

@@ -1,17 +1,20 @@
 """A finished folder -> a repository on the Hub: one commit, made once, or nothing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from hfmega.errors import HfmegaError, HubError
+from hfmega.errors import HubError
 from hfmega.folder import PUBLISHED, WEIGHTS
 from hfmega.hub.client import Stated, api, damaged, stated_of
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.hub.retry import passing, steady
+from hfmega.weights.shards import INDEX
 
 
 @dataclass(frozen=True)
@@ -33,28 +36,102 @@ class Before:
     proposals: frozenset[str]
 
 
-def check_login(target: Push) -> None:
-    """Raises HubError before the long work rather than after it, when nobody is logged in to publish its result."""
+def open_repository(target: Push) -> tuple[Push, bool]:
+    """Create the repository before the long work rather than after it; returns its whole id, and whether it is new.
+
+    Raises HubError when nobody is logged in, or when the token may not write there.
+    """
+    client = api()
     try:
-        steady(api().whoami)
+        steady(client.whoami)
+        repo_id, new = created(client, target)
+        if not new and not target.create_pr:
+            steady(client.auth_check, repo_id, write=True)
     except CLIENT_ERRORS as error:
-        raise HubError(f"nothing could be published as {target.repo_id}: {explained(error, 'who you are')}") from error
+        raise HubError(f"nothing could be published as {target.repo_id}: {refusal(error, target)}") from error
+    return replace(target, repo_id=repo_id), new
 
 
-def push(folder: Path, target: Push) -> str:
+def created(client: HfApi, target: Push) -> tuple[str, bool]:
+    """The id that the Hub gives a repository (`me/name` for `name`), and whether it was created just now."""
+    try:
+        return steady(client.create_repo, target.repo_id, private=target.private or None).repo_id, True
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (403, 409):
+            raise
+        return steady(client.create_repo, target.repo_id, private=target.private or None, exist_ok=True).repo_id, False
+
+
+def refusal(error: Exception, target: Push) -> str:
+    """Why nothing may be written there, and the way out."""
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
+        return (
+            "this token may not write there: log in with one of the role `write` (`hf auth login`), or name a "
+            "repository of your own; --create-pr proposes it to a repository of others."
+        )
+    return str(explained(error, target.repo_id))
+
+
+@contextmanager
+def repository(target: Push | None) -> Iterator[Push | None]:
+    """The repository of a run that publishes its result, created before anything is computed.
+
+    A new one in which nothing was published is removed again. Only the main process of several asks the Hub.
+    """
+    if target is None or os.environ.get("RANK", "0") != "0":
+        yield target
+        return
+    opened, new = open_repository(target)
+    try:
+        yield opened
+    finally:
+        if new:
+            with suppress(*CLIENT_ERRORS):
+                remove_empty(opened)
+
+
+def remove_empty(target: Push) -> None:
+    """Remove a repository that holds nothing but what the Hub put there, and that nobody proposes anything to."""
+    client = api()
+    if set(look(client, target).files) <= {".gitattributes"} and not proposals(client, replace(target, create_pr=True)):
+        client.delete_repo(target.repo_id)
+
+
+def check_finished(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise HubError(f"{folder} has no {WEIGHTS}: only a finished folder can be published.")
+
+
+def files_of(folder: Path, more: Sequence[str] = ()) -> dict[str, Path]:
+    """What is published of a folder: names in the repository to files. more: the shards of weights in several files."""
+    found = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
+    found += [folder / name for name in ([INDEX, *more] if more else [])]
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def newest(repo_id: str) -> str:
+    """The commit that a repository is at."""
+    try:
+        return str(steady(api().model_info, repo_id).sha)
+    except CLIENT_ERRORS as error:
+        raise explained(error, repo_id) from error
+
+
+def push(folder: Path, target: Push, files: dict[str, Path] | None = None) -> str:
     """Publish a finished folder in one commit; returns the URL of the commit, or of the pull request.
 
+    files: what of it, if not all that is published of a folder.
     The commit is made on the one that was newest when it began, so that nothing of others is overwritten unseen. What
     is there already is not committed again. Raises HubError with the way out: the folder stays complete, and pushing
     it again finishes the job.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise HfmegaError(f"{folder} has no {WEIGHTS}: only a finished folder can be published.")
-    files = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
-    names = {path.relative_to(folder).as_posix(): path for path in files}
+    if files is None:
+        check_finished(folder)
+    names = files if files is not None else files_of(folder)
     client = api()
     try:
-        steady(client.create_repo, target.repo_id, private=target.private or None, exist_ok=True)
+        made = steady(client.create_repo, target.repo_id, private=target.private or None, exist_ok=True)
+        target = replace(target, repo_id=made.repo_id)
         before = look(client, target)
         if holds(before.files, names):
             return commit_url(client, target, before.commit)

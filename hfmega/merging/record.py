@@ -17,12 +17,13 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.folder import CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS, finish, write_atomically
 from hfmega.hub import pull
 from hfmega.merging import controls
-from hfmega.merging.judge import ensembles, judge, reference, rivals
+from hfmega.merging.judge import best_of, by_class, ensembles, judge, reference, rivals, soup
 from hfmega.merging.last_mile import Mile
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
 from hfmega.models.library import merged_config, packages
+from hfmega.models.library import read as read_spec
 from hfmega.report import card, lineage
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
@@ -40,6 +41,8 @@ def report(
     earlier = {member.name: member.recipe for member in job.members if member.inputs}
     average = centroid([member.recipe for member in job.merged])
     single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.network.can_calibrate)
+    named = {member.name: member.recipe for member in job.merged}
+    single += soup(named, bool(job.settings.calibrate), evaluator, job.search)
     together = ensembles(evaluator, len(leaves), job.test)
     judged = evaluator.answers([rival.recipe for rival in single], job.test)
     nodes = evaluator.answers([*earlier.values(), *(merged.chosen.recipe for merged in tree[:-1])], job.test)
@@ -57,9 +60,11 @@ def report(
     start_sha256, sha256 = sha256, save_weights(trained, folder / WEIGHTS) if trained else sha256
     # Judged from the folder, by the same steps as `hfmega evaluate`.
     merged = answers(predict_checkpoint(pull.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
-    references = [reference(rival.name, rival.kind, a) for rival, a in zip(single, judged, strict=True)]
+    references = [reference(rival.name, rival.kind, a, rival.members) for rival, a in zip(single, judged, strict=True)]
     references += [reference(name, "ensemble", a) for name, a in together]
     result = judge(sha256, chosen, merged, single, judged, trained is not None)
+    names = job.spec.labels or job.dataset.classes
+    per_class = by_class(names, job.test.labels, merged, best_of(single, judged)[1])
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
@@ -73,16 +78,19 @@ def report(
         environment=environment(evaluator.state, packages(job.spec)),
         references=tuple(references),
         candidates=chosen.candidates,
-        result=result,
+        result=replace(result, per_class=per_class),
         controls=tuple(control_entry(t, merged) for t in [*tried, *(mile.controls if mile else ())]),
         last_mile=replace(mile.record, start_sha256=start_sha256) if mile else None,
         notes=(*job.notes, *failures(tree)),
         leak=job.plan.leak,
         forward_passes=progress.forward_passes,
         seconds=round(progress.seconds, 1),
+        parameters=sum(slot.stop - slot.start for slot in evaluator.network.sources.layout.slots if slot.parameter),
+        card=lineage.CARD_VERSION,
     )
+    made = replace(made, result=replace(made.result, is_source=made.held))
     write_places(folder, job.checkpoints, job.settings.dataset)
-    card.write(made, job.spec, folder)
+    card.write(made, read_spec(folder / CONFIG, str(folder)), folder)
     lineage.write(made, folder / LINEAGE)
     finish(folder)
     return made
@@ -127,7 +135,9 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
     beside = {**job.alignment.tensors, **(evidence if recipe.static else {}), **lineage.offset_tensors(recipe, nodes)}
     if beside:
         save_weights(beside, folder / RECIPE)
-    write_atomically(folder / CONFIG, f"{json.dumps(merged_config(job.spec), indent=2)}\n".encode())
+    blended = sum(coefficient != 0 for coefficient in recipe.coefficients) > 1
+    config = merged_config(job.spec, "merged" if blended else None)
+    write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     return save_weights(rebuild(network.sources, recipe, statistics), folder / WEIGHTS)
 
 

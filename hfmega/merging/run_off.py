@@ -94,18 +94,23 @@ def found_by(searcher: Searcher) -> dict[str, Recipe]:
 
 
 def greedy_soup(members: Sequence[Recipe], evaluator: Evaluator, images: Split) -> Recipe:
+    """The mean of the members that are worth having together."""
+    return centroid([members[k] for k in soup_members(members, evaluator, images)])
+
+
+def soup_members(members: Sequence[Recipe], evaluator: Evaluator, images: Split) -> list[int]:
     """From the most accurate source on, each is taken in if the average is then not less accurate.
 
     (Wortsman et al. 2022, arXiv 2203.05482, recipe 1.) Equal accuracies are ordered by mean loss.
     """
     scores = evaluator.scores(members, images)
     order = sorted(range(len(members)), key=lambda k: (-scores[k].accuracy, scores[k].loss))
-    taken, best = [members[order[0]]], scores[order[0]].accuracy
+    taken, best = [order[0]], scores[order[0]].accuracy
     for k in order[1:]:
-        (score,) = evaluator.scores([centroid([*taken, members[k]])], images)
+        (score,) = evaluator.scores([centroid([members[i] for i in (*taken, k)])], images)
         if score.accuracy >= best:
-            taken, best = [*taken, members[k]], score.accuracy
-    return centroid(taken)
+            taken, best = [*taken, k], score.accuracy
+    return taken
 
 
 def _candidate(name: str, judged: Answers) -> Candidate:

@@ -1,6 +1,6 @@
 """Replay as proof: is a published merge what its lineage and its card say? Every claim is made again and compared."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,21 +10,21 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from hfmega import __version__, folder
+from hfmega import folder
 from hfmega.data.dataset import Dataset, open_dataset
 from hfmega.data.images import Split, load_split
 from hfmega.data.splits import plan_splits
 from hfmega.errors import HfmegaError
-from hfmega.evaluation.answers import Answers, answers, compare, wilson
+from hfmega.evaluation.answers import SIGNIFICANCE, Answers, answers, compare, compare_losses, wilson
 from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.folder import CARD, LINEAGE, WEIGHTS
 from hfmega.hub import pull
 from hfmega.merging import replay
-from hfmega.merging.judge import ensembles, rivals
+from hfmega.merging.judge import OF_SOURCES, by_class, ensembles, rivals, soup_of
 from hfmega.merging.replay import Rebuilt, read_places
-from hfmega.report import card, lineage
+from hfmega.report import card, lineage, metadata
 from hfmega.report.lineage import Lineage
 from hfmega.search.recipe import centroid, source_alone
 from hfmega.settings import SplitRequest
@@ -116,26 +116,79 @@ def consistent(made: Lineage) -> str:
     best = [r for r in made.references if r.name == result.best_reference]
     require(len(best) == 1, f"result.best_reference {result.best_reference!r} is not among the references")
     require(abs(result.gain - (result.accuracy - best[0].accuracy)) < 1e-9, "result.gain is not over that reference")
+    if made.card >= lineage.CARD_VERSION:
+        consistent_gains(made)
     return f"{result.correct:,} of {result.total:,} correct"
 
 
+def consistent_gains(made: Lineage) -> None:
+    """What a lineage says since its second card: the verdict follows from the numbers, a source is called one."""
+    result, references = made.result, {reference.name: reference for reference in made.references}
+    require(result.is_source == made.held, f"result.is_source is {result.is_source!r}, the recipe is {made.held!r}")
+    shown = "no difference shown"
+    if result.p_value is not None and result.p_value < SIGNIFICANCE:
+        shown = "better" if result.gain > 0 else "worse"
+    require(result.verdict == shown, f"result.verdict is {result.verdict!r}, its numbers say {shown!r}")
+    if result.loss_gain is not None and result.p_value is not None:
+        lower = references[result.best_reference].loss - result.loss
+        require(abs(result.loss_gain - lower) < 1e-6, "result.loss_gain is not over the best source")
+
+
+def same_table(made: Lineage) -> None:
+    """The gains and classes of a lineage since its second card are those of the accuracies that it lists."""
+    if made.card < lineage.CARD_VERSION:
+        return
+    result, references = made.result, {reference.name: reference for reference in made.references}
+    top = max(r.accuracy for r in made.references if r.kind in OF_SOURCES)
+    require(references[result.best_reference].accuracy == top, "result.best_reference is not the best source")
+    over = result.over_average
+    if over is not None:
+        require(over.over in references, "result.over_average is over no reference")
+        gain = result.accuracy - references[over.over].accuracy
+        require(abs(over.gain - gain) < 1e-9, "result.over_average.gain is not over that average")
+    right = sum(entry.accuracy * entry.images for entry in result.per_class)
+    require(abs(right - result.correct) < 1e-6 * result.total, "result.per_class does not add up to result.correct")
+
+
 def same_card(merge: Merge) -> str:
-    """The card says what the lineage says: all of it by the same version of hfmega, else its tables and its verdict."""
+    """The card says what the lineage says: all of it by the same version of hfmega, else the numbers of its tables."""
     path = merge.folder / CARD
     try:
         found = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise HfmegaError(f"there is no {CARD} that can be read: {error}") from error
+    if not merge.lineage.current:
+        return same_numbers(merge.lineage, found)
+    published = merge.checkpoint.repo_id
+    if published is not None:
+        require(published == merge.lineage.repo_id, f"the card is that of {merge.lineage.repo_id}, not of {published}")
+    same_eval_results(merge)
     expected = card.text(merge.lineage, merge.checkpoint.spec).splitlines()
-    if merge.lineage.hfmega_version != __version__:
-        present = set(found)
-        lost = [line for line in expected if any(c.isdigit() for c in line) and line not in present]
-        require(not lost, f"{CARD} lacks the line {lost[:1]}")
-        return "its figures are those of the lineage"
     for number, (said, meant) in enumerate(zip(found, expected, strict=False), 1):
         require(said == meant, f"{CARD}, line {number} says {said[:200]!r}; the lineage says {meant[:200]!r}")
     require(len(found) == len(expected), f"{CARD} has {len(found)} lines, the lineage makes {len(expected)}")
     return f"{len(found)} lines are those of the lineage"
+
+
+def same_numbers(made: Lineage, found: Sequence[str]) -> str:
+    """The card of another version of hfmega: the cells of its tables, its commits and its hash are the lineage's."""
+    _, rows = card.comparison_rows(made)
+    wanted = [cells for _, *cells in rows]
+    wanted += [[source.revision[:12]] for source in made.sources if source.revision] + [[made.result.sha256]]
+    for cells in wanted:
+        there = any(all(cell in line for cell in cells) for line in found)
+        require(there, f"{CARD} lacks the line with {', '.join(cells)}")
+    return "its figures are those of the lineage"
+
+
+def same_eval_results(merge: Merge) -> None:
+    """The evaluation result that the Hub shows is that of the lineage."""
+    path, meant = merge.folder / folder.EVAL_RESULTS, metadata.eval_results(merge.lineage)
+    try:
+        found = path.read_text(encoding="utf-8") if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise HfmegaError(f"{folder.EVAL_RESULTS} cannot be read: {error}") from error
+    require(found == meant, f"{folder.EVAL_RESULTS} does not say what the lineage says")
 
 
 def same_tensors(merge: Merge, rebuilt: Rebuilt) -> str:
@@ -228,12 +281,42 @@ def same_accuracies(merge: Merge, evaluator: Evaluator, test: Split) -> str:
     for reference in made.references:
         if reference.name in known:
             near(reference.name, reference.accuracy, known[reference.name].accuracy, tolerance)
+    same_table(made)
     best = known.get(made.result.best_reference)
     if best:
-        bounds = zip(("lower", "upper"), made.result.gain_interval, compare(merged, best).interval, strict=True)
-        for which, claimed, found in bounds:
-            near(f"the {which} bound of the gain", claimed, found, 2 * tolerance)
+        same_bounds("the gain", made.result.gain_interval, compare(merged, best).interval, 2 * tolerance)
+        same_losses(made.result, merged, best)
+        same_classes(made, test, merged, best)
+    over = made.result.over_average
+    if over and over.over in known:
+        beside = compare(merged, known[over.over])
+        same_bounds("the gain over the average", over.gain_interval, beside.interval, 2 * tolerance)
     return f"{merged.accuracy:.4f} of {len(test):,}; {len(known)} of {len(made.references)} references again"
+
+
+def same_bounds(what: str, claimed: lineage.Interval, found: lineage.Interval, tolerance: float) -> None:
+    for which, said, bound in zip(("lower", "upper"), claimed, found, strict=True):
+        near(f"the {which} bound of {what}", said, bound, tolerance)
+
+
+def same_losses(result: lineage.Result, merged: Answers, best: Answers) -> None:
+    """The paired interval of the mean loss comes out again, within a hundredth of the loss."""
+    found = compare_losses(merged, best)
+    if result.loss_gain_interval is not None and found is not None:
+        same_bounds("the gain of the loss", result.loss_gain_interval, found[1], 0.001 + 0.01 * result.loss)
+
+
+def same_classes(made: Lineage, test: Split, merged: Answers, best: Answers) -> None:
+    """The accuracies of each class come out again, but for one image or two."""
+    found = by_class((), test.labels, merged, best)
+    if not made.result.per_class:
+        return
+    require(len(found) == len(made.result.per_class), "the test images have other classes than the lineage")
+    for claimed, entry in zip(made.result.per_class, found, strict=True):
+        tolerance = max(TOLERANCE, 1.5 / entry.images)
+        require(claimed.images == entry.images, f"the class {claimed.name} has {entry.images:,} images")
+        near(f"the class {claimed.name}", claimed.accuracy, entry.accuracy, tolerance)
+        near(f"the class {claimed.name} of the best source", claimed.best_source, entry.best_source, tolerance)
 
 
 def near(what: str, claimed: float, found: float, tolerance: float) -> None:
@@ -243,9 +326,12 @@ def near(what: str, claimed: float, found: float, tolerance: float) -> None:
 def references(made: Lineage, evaluator: Evaluator, test: Split) -> dict[str, Answers]:
     """What the references say of the test images. The average of a merge of merges is not known from its lineage."""
     leaves = {source.name: source_alone(k, len(made.sources)) for k, source in enumerate(made.sources)}
-    earlier = {node.name: node.recipe for node in made.nodes if not node.chosen}
+    earlier = {node.name: node.recipe for node in made.nodes if lineage.is_earlier(node)}
     averaged = list(leaves.values())[: -1 if made.settings.get("base") else None]
     single = rivals(leaves | earlier, centroid(averaged), made.recipe.calibrate, evaluator.network.can_calibrate)
     single = [rival for rival in single if not (earlier and rival.kind == "average")]
+    named = leaves | earlier
+    soups = [r.members for r in made.references if r.members and all(name in named for name in r.members)]
+    single += [soup_of({name: named[name] for name in members}, evaluator.network.can_calibrate) for members in soups]
     judged = dict(zip((r.name for r in single), evaluator.answers([r.recipe for r in single], test), strict=True))
     return judged | dict(ensembles(evaluator, len(leaves), test))

@@ -78,8 +78,8 @@ class Library(Protocol):
     def transform(self, spec: Spec) -> Callable[[Image.Image], Tensor]:
         """From an image to uint8 [channels, height, width]."""
 
-    def merged_config(self, spec: Spec) -> dict[str, Any]:
-        """The config of a merge of networks of this spec."""
+    def merged_config(self, spec: Spec, tag: str | None) -> dict[str, Any]:
+        """The config of a merge of networks of this spec; tag: in place of the first source's."""
 
     def card_facts(self, spec: Spec) -> CardFacts:
         """What a model card says of the library."""
@@ -155,9 +155,9 @@ def transform(spec: Spec) -> Callable[[Image.Image], Tensor]:
     return _library(spec.library).transform(spec)
 
 
-def merged_config(spec: Spec) -> dict[str, Any]:
+def merged_config(spec: Spec, tag: str | None) -> dict[str, Any]:
     """The config of a merge, as it is written into a file."""
-    return _library(spec.library).merged_config(spec)
+    return _library(spec.library).merged_config(spec, tag)
 
 
 def card_facts(spec: Spec) -> CardFacts:

@@ -94,16 +94,20 @@ def transform(spec: Spec) -> Callable[[Image.Image], Tensor]:
     return lambda image: torch.as_tensor(made(image))
 
 
-def merged_config(spec: Spec) -> dict[str, Any]:
-    """The first source's config without its training record."""
+def merged_config(spec: Spec, tag: str | None) -> dict[str, Any]:
+    """The first source's config without its training record; tag: in place of its own."""
     document = {key: value for key, value in spec.config.items() if key != "hfmega"}
-    document["pretrained_cfg"] = {**document["pretrained_cfg"], "tag": "merged"}
+    if tag is not None:
+        document["pretrained_cfg"] = {**document["pretrained_cfg"], "tag": tag}
     return document
 
 
 def card_facts(spec: Spec) -> CardFacts:
-    """timm's name on the Hub; the networks of hfmega itself must be registered before timm loads them."""
-    return CardFacts(NAME, (NAME,), registered=spec.architecture.endswith("_cifar"))
+    """What the Hub calls the library. timm knows hfmega's own networks only after `import hfmega`; transformers loads
+    timm's (by its TimmWrapper).
+    """
+    ours = spec.architecture.endswith("_cifar")
+    return CardFacts("hfmega" if ours else NAME, () if ours else (NAME, "transformers"), registered=ours)
 
 
 def is_architecture(name: str) -> bool:

@@ -3,6 +3,7 @@
 Names, notes and licenses come from outside: the templates write them only through the filter `inert`.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -11,17 +12,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfmega import __version__
 from hfmega.evaluation.checkpoint import Evaluation
-from hfmega.folder import CARD, write_atomically
+from hfmega.folder import CARD, EVAL_RESULTS, write_atomically
 from hfmega.models.library import Spec, card_facts
-from hfmega.report.command import command
-from hfmega.report.lineage import Lineage, Reference, Result
-from hfmega.report.markdown import code, inert, number, short
-from hfmega.report.metadata import merge_metadata, source_metadata
-from hfmega.report.wording import verdict
+from hfmega.report import wording
+from hfmega.report.command import command, configuration
+from hfmega.report.lineage import ClassEntry, Lineage, Reference, Result
+from hfmega.report.markdown import block, code, inert, number, percent, short
+from hfmega.report.metadata import eval_results, merge_metadata, source_metadata
 from hfmega.settings import METHODS
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
+HERE: Final = "local-dir:."  # where a card that is not published loads its weights from
+CLASSES: Final = 40  # rows of the table of classes
 
 
 def write(lineage: Lineage, spec: Spec, folder: Path) -> None:
@@ -29,7 +32,16 @@ def write(lineage: Lineage, spec: Spec, folder: Path) -> None:
     from hfmega.report import figures
 
     figures.draw(lineage, folder / FIGURES)
+    write_text(lineage, spec, folder)
+
+
+def write_text(lineage: Lineage, spec: Spec, folder: Path) -> None:
+    """Write the card without its figures, and the evaluation result where the dataset is on the Hub."""
     write_atomically(folder / CARD, text(lineage, spec).encode())
+    found, path = eval_results(lineage), folder / EVAL_RESULTS
+    if found is not None:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, found.encode())
 
 
 def text(lineage: Lineage, spec: Spec) -> str:
@@ -37,20 +49,37 @@ def text(lineage: Lineage, spec: Spec) -> str:
     from hfmega.report import figures
 
     metadata = merge_metadata(lineage, card_facts(spec))
+    classes, hidden = shown_classes(lineage.result.per_class)
     return render(
         "merge.md.jinja",
         metadata=metadata.to_yaml(),
         lineage=lineage,
-        classes=spec.classes,
-        verdict=verdict(lineage),
+        outputs=spec.classes,
+        title=wording.title(lineage),
+        verdict=wording.below_title(lineage),
+        statistics=wording.statistics(lineage),
         command=command(lineage),
+        configuration=configuration(lineage),
+        top=top_rows(lineage),
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
         methods=METHODS,
-        statistics=any(reference.kind == "calibrated source" for reference in lineage.references),
-        **loading(spec),
+        norms=any(reference.kind == "calibrated source" for reference in lineage.references),
+        local=[source.name for source in lineage.sources if source.repo_id is None],
+        weighted=lineage.weighted,
+        classes=classes,
+        hidden=hidden,
+        **loading(spec, lineage.repo_id),
     )
+
+
+def shown_classes(entries: Sequence[ClassEntry]) -> tuple[list[ClassEntry], int]:
+    """The classes for the table, and how many are left out: of very many those that differ most."""
+    if len(entries) <= CLASSES:
+        return list(entries), 0
+    ranked = sorted(entries, key=lambda entry: -abs(entry.accuracy - entry.best_source))
+    return ranked[:CLASSES], len(entries) - CLASSES
 
 
 def write_source_card(spec: Spec, held_out: Evaluation | None, folder: Path) -> None:
@@ -68,9 +97,21 @@ def write_source_card(spec: Spec, held_out: Evaluation | None, folder: Path) -> 
     write_atomically(folder / CARD, text.encode())
 
 
-def loading(spec: Spec) -> dict[str, Any]:
-    """What the example of loading depends on: whether hfmega must be imported, and the mode of the images."""
-    return {"registered": card_facts(spec).registered, "mode": spec.preprocessing.mode}
+def loading(spec: Spec, repo_id: str | None = None) -> dict[str, Any]:
+    """What the example of loading depends on: where the weights are, what must be imported, the mode of the images."""
+    place = HERE if repo_id is None else f"hf-hub:{repo_id}"
+    return {
+        "registered": card_facts(spec).registered,
+        "mode": spec.preprocessing.mode,
+        "place": place,
+        "repo_id": repo_id,
+    }
+
+
+def published_as(repo_id: str, card: str) -> str:
+    """A card that no lineage makes again, with the id of its repository in the example of loading."""
+    card = card.replace(f'"{HERE}"', f'"hf-hub:{repo_id}"').replace("USER/NAME", repo_id)
+    return card.replace(f"\nReplace `{repo_id}` by the name of this repository.\n", "")
 
 
 def render(template: str, **values: Any) -> str:
@@ -89,16 +130,30 @@ def templates(folder: Path) -> Environment:
         undefined=StrictUndefined,
         autoescape=False,  # cards are Markdown; `inert` escapes
     )
-    environment.filters.update(inert=inert, code=code, number=number, count="{:,}".format, short=short)
+    environment.filters.update(inert=inert, code=code, block=block, number=number, percent=percent, short=short)
+    environment.filters.update(count="{:,}".format, listed=wording.listed)
     return environment
 
 
 def comparison_rows(lineage: Lineage) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of the comparison on the test images: the merged model first, then every reference."""
-    models: list[tuple[str, Reference | Result]] = [("merged", lineage.result)]
-    models += [(reference.name, reference) for reference in lineage.references]
+    models: list[tuple[str, Reference | Result]] = [(wording.row_name(lineage), lineage.result)]
+    models += [(wording.said(reference), reference) for reference in lineage.references]
     rows = [
         [name, number(m.accuracy), f"{number(m.interval[0])} to {number(m.interval[1])}", number(m.loss)]
         for name, m in models
     ]
     return ["model", "accuracy", "95 % interval", "loss"], rows
+
+
+def top_rows(lineage: Lineage) -> list[tuple[str, Reference | Result]]:
+    """What a visitor sees first: the merge, the best source, the better ensemble."""
+    rows: list[tuple[str, Reference | Result]] = [(wording.row_name(lineage), lineage.result)]
+    best = wording.best_reference(lineage)
+    if best is not None and not (lineage.held is not None and wording.is_itself(lineage)):
+        rows.append((f"best source: {wording.said(best)}" if best.kind != "average" else wording.said(best), best))
+    together = [reference for reference in lineage.references if reference.kind == "ensemble"]
+    if together:
+        better = max(together, key=lambda reference: reference.accuracy)
+        rows.append((f"{wording.said(better)}, {len(lineage.sources)} times the cost", better))
+    return rows

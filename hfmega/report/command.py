@@ -1,6 +1,9 @@
 """The command that makes a merge again."""
 
 import shlex
+from typing import Any
+
+import yaml
 
 from hfmega.report.lineage import Lineage, SourceEntry
 from hfmega.settings import OFFERED, PRESETS, standard
@@ -30,6 +33,25 @@ def command(lineage: Lineage) -> str:
             words += [one.flag, str(value)]
     processes = lineage.environment.get("num_processes", 1)
     return shlex.join(words + switches + (["--num-processes", str(processes)] if processes > 1 else []))
+
+
+def configuration(lineage: Lineage) -> str:
+    """The recorded settings as the YAML that `hfmega merge --config` reads: sources, and the flags by their names."""
+    settings = {"exact": True, **lineage.settings}  # early lineages were all exact
+    named = [argument(source) for source in lineage.sources]
+    base = {"base": named.pop()} if settings.get("base") else {}
+    known: dict[str, Any] = {"sources": named, **base, "dataset": lineage.data.id}
+    preset = settings["preset"]
+    usual = standard(preset if preset in PRESETS else "default")
+    for name, one in OFFERED.items():
+        value, flag = settings.get(name), name.replace("_", "-")
+        if name == "base" or value is None or (one.kind is bool and not one.optional and value == usual[name]):
+            continue
+        if one.switches:
+            known |= {switch: True for switch, meant in one.switches.items() if meant == value}
+        else:
+            known[flag] = value
+    return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6))
 
 
 def argument(source: SourceEntry) -> str:

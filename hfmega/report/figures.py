@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
+from hfmega.report import wording
 from hfmega.report.lineage import Interval, Lineage, NodeEntry
 from hfmega.report.style import (
     FAINT,
@@ -65,8 +66,8 @@ def searched(lineage: Lineage) -> bool:
 def comparison(lineage: Lineage) -> Figure:
     """Every reference and the merged model: a dot and its interval each."""
     result = lineage.result
-    rows = [Row("merged", "merged", result.accuracy, result.interval)]
-    rows += [Row(r.name, r.kind, r.accuracy, r.interval) for r in lineage.references]
+    rows = [Row(wording.row_name(lineage), "merged", result.accuracy, result.interval)]
+    rows += [Row(wording.said(r), r.kind, r.accuracy, r.interval) for r in lineage.references]
     names = [in_lines(row.name) for row in rows]
     step = 0.42 if any("\n" in name for name in names) else 0.3
     figure = sheet(WIDTH, step * len(rows) + 1.25)
@@ -174,7 +175,7 @@ def fitness(lineage: Lineage) -> Figure:
     nodes = [node for node in lineage.nodes if node.history]
     columns = min(2, len(nodes))
     rows = math.ceil(len(nodes) / columns)
-    height = 3.4 * rows
+    height = 3.4 * rows + 0.3
     figure = sheet(WIDTH, height)
     label = "mean loss (nats)" if lineage.settings.get("fitness") == "loss" else "accuracy"
     images = f"{lineage.data.splits['search'].images:,} images"
@@ -182,7 +183,9 @@ def fitness(lineage: Lineage) -> Figure:
         axes = figure.add_subplot(rows, columns, position + 1)
         generations(axes, node, label)
         heading(axes, f"Fitness on {images}" if len(nodes) == 1 else f"Fitness: {shortened(node.name, 28)}")
-    figure.subplots_adjust(0.11, 0.55 / height, 0.965, 1 - 0.45 / height, wspace=0.28, hspace=0.5)
+    handles, names = figure.axes[0].get_legend_handles_labels()  # below all panels, where it covers no curve
+    figure.legend(handles[::-1], names[::-1], loc="lower center", ncols=3, fontsize=8, frameon=False, labelcolor=INK)
+    figure.subplots_adjust(0.11, 0.85 / height, 0.965, 1 - 0.45 / height, wspace=0.28, hspace=0.5)
     return figure
 
 
@@ -193,10 +196,16 @@ def generations(axes: Axes, node: NodeEntry, label: str) -> None:
         [value if math.isfinite(value) else math.nan for value in values]
         for values in zip(*((g.best, g.mean, g.spread) for g in node.history), strict=True)
     )
-    lower, upper = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+    lower, upper = band(mean, spread, best)
     colour, marker = LOOKS["merged"][0], "o" if len(count) <= 40 else None
     axes.fill_between(
-        count, lower, upper, color=LOOKS["calibrated source"][0], alpha=0.15, linewidth=0, label="mean ± spread"
+        count,
+        lower,
+        upper,
+        color=LOOKS["calibrated source"][0],
+        alpha=0.15,
+        linewidth=0,
+        label="mean ± spread, up to the best",
     )
     axes.plot(
         count, mean, color=LOOKS["calibrated source"][0], linewidth=1.6, marker=marker, markersize=3, label="mean"
@@ -209,4 +218,10 @@ def generations(axes: Axes, node: NodeEntry, label: str) -> None:
     axes.grid(color=RULE, linewidth=0.6)
     axes.ticklabel_format(axis="y", useOffset=False)
     plain(axes)
-    axes.legend(loc="best", fontsize=8, facecolor=PAGE, edgecolor=RULE, labelcolor=INK, reverse=True)
+
+
+def band(mean: Sequence[float], spread: Sequence[float], best: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The ends of mean ± spread. No individual is better than the best, so neither end is (of losses that is below)."""
+    lower = [m - s if b >= m else max(m - s, b) for m, s, b in zip(mean, spread, best, strict=True)]
+    upper = [min(m + s, b) if b >= m else m + s for m, s, b in zip(mean, spread, best, strict=True)]
+    return lower, upper

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from hfmega.folder import write_atomically
 from hfmega.report.figures import heading, plain
 from hfmega.report.style import FAINT, INK, LOOKS, RULE, WIDTH, save, sheet, shortened
+from hfmega.report.wording import RE_ESTIMATED
 from hfmega.weights import align
 from hfmega.weights.relation import Kinship, Relation
 
@@ -147,7 +148,7 @@ def rows(found: Inspection) -> tuple[list[str], list[list[str]]]:
             )
     together = f"{found.ensemble_accuracy:.4f}"
     lines.append(["ensemble", "", together, ""] if found.statistics else ["ensemble", together, "", ""])
-    columns = ["model", "accuracy", "calibrated", "barrier (points)"]
+    columns = ["model", "accuracy", RE_ESTIMATED, "barrier (points)"]
     if not found.statistics:
         return columns[:2] + columns[3:], [line[:2] + line[3:] for line in lines]
     return columns, lines
@@ -185,13 +186,12 @@ def draw(found: Inspection, folder: Path) -> Path:
 
 
 def draw_walks(axes: Axes, pair: Pair, what: str) -> None:
-    """The walks of a pair: grey as they are, blue calibrated, dotted before alignment and solid after it."""
+    """The walks of a pair: grey as they are, blue with BN re-estimated, dotted before alignment and solid after it."""
     for walk in pair.walks:
         colour = LOOKS["calibrated source" if walk.calibrated else "source"][0]
         style = ":" if walk.align == "none" else "-"
-        axes.plot(
-            POINTS, getattr(walk, what), style, color=colour, marker="o", markersize=3, linewidth=1.6, label=walk.name
-        )
+        name = walk.name.replace("calibrated", RE_ESTIMATED)
+        axes.plot(POINTS, getattr(walk, what), style, color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
     axes.set_xlabel(f"share of {shortened(pair.second, 30)}", fontsize=9, color=FAINT)
     axes.set_ylabel({"accuracy": "accuracy", "loss": "mean loss (nats)"}[what], fontsize=9, color=FAINT)
     axes.set_xlim(-0.02, 1.02)

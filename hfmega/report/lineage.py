@@ -1,5 +1,6 @@
 """`lineage.json`: what a merge was made of, how, and what came out; reading, writing and replaying it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,14 +10,17 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from hfmega import __version__
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Verdict
 from hfmega.folder import RECIPE, write_atomically
 from hfmega.search import Generation
-from hfmega.search.recipe import Recipe
+from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.tensors import read_tensors
 
 FORMAT_VERSION: Final = 1
+CARD_VERSION: Final = 2
+REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 OFFSETS: Final = "offsets"
 EVIDENCE: Final = "evidence"
 LARGEST: Final = float(torch.finfo(torch.float32).max)
@@ -75,13 +79,14 @@ class DataEntry:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that the merge is shown against, on the same test images."""
+    """A model that the merge is shown against, on the same test images. members: what a greedy soup is the mean of."""
 
     name: str
     kind: Kind
     accuracy: float
     interval: Interval
     loss: float
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,38 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """The merged model over another one on the same images: accuracy with its interval and McNemar's p, mean loss.
+
+    p_value: None between a model and itself; the gain of the loss is None where a loss is not finite.
+    """
+
+    over: str
+    gain: float
+    gain_interval: Interval
+    p_value: float | None
+    loss_gain: float | None
+    loss_gain_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class on the test images: how many there are, and the accuracies of the merge and of the best source."""
+
+    name: str
+    images: int
+    accuracy: float
+    best_source: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """The merged model on the test split, and against the best reference that is one model."""
+    """The merged model on the test split, and over the best source, as it is or with BN re-estimated (the verdict).
+
+    over_average: over the better of uniform average and greedy soup; None if the result is one of them.
+    is_source: the source (or earlier merge) that the result is, as it is or with BN re-estimated.
+    In a lineage of an older card the best reference may be the average, and what has a default is missing.
+    """
 
     sha256: str
     accuracy: float
@@ -151,13 +186,21 @@ class Result:
     best_reference: str
     gain: float
     gain_interval: Interval
-    p_value: float
+    p_value: float | None
     verdict: Verdict
+    loss_gain: float | None = None
+    loss_gain_interval: Interval | None = None
+    over_average: Gain | None = None
+    is_source: str | None = None
+    per_class: tuple[ClassEntry, ...] = ()
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Everything that is needed to make a merge again and to judge it. No path of a machine, no token."""
+    """Everything that is needed to make a merge again and to judge it. No path of a machine, no token.
+
+    parameters: how many the network has; repo_id: where it was published; card: which card goes with it.
+    """
 
     format_version: int
     hfmega_version: str
@@ -177,12 +220,58 @@ class Lineage:
     notes: tuple[str, ...] = ()
     leak: str | None = None
     last_mile: LastMile | None = None
+    parameters: int | None = None
+    repo_id: str | None = None
+    card: int = 1
     __pydantic_config__: ClassVar = NUMBERS
 
     @property
     def aligned(self) -> bool:
         """Whether channels of the sources were permuted; the permutations lie in `recipe.safetensors`."""
         return bool(self.settings.get("align", "none") != "none")
+
+    @property
+    def current(self) -> bool:
+        """Whether this hfmega makes the card of this lineage, word for word."""
+        return self.card == CARD_VERSION and self.hfmega_version == __version__
+
+    @property
+    def weighted(self) -> tuple[SourceEntry, ...]:
+        """The sources that have any weight in the result."""
+        recipe, count = self.recipe, len(self.sources)
+        if self.trained and self.last_mile and self.last_mile.distill:  # all of them taught it
+            return self.sources
+        base = recipe.static.base if recipe.static else None
+        return tuple(
+            source
+            for k, source in enumerate(self.sources)
+            if k == base or recipe.coefficients[k] != 0 or any(recipe.offsets[k::count])
+        )
+
+    @property
+    def held(self) -> str | None:
+        """The source that the result is, if its recipe is that of one source or of one earlier merge alone."""
+        if self.trained:
+            return None
+        count, calibrate = len(self.sources), self.recipe.calibrate
+        known = {source.name: source_alone(k, count, calibrate) for k, source in enumerate(self.sources)}
+        known |= {n.name: replace(n.recipe, calibrate=calibrate) for n in self.nodes if is_earlier(n)}
+        return next((name for name, recipe in known.items() if recipe == self.recipe), None)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a last mile replaced the weights that the recipe makes."""
+        return self.last_mile is not None and self.last_mile.stands
+
+    @property
+    def stands(self) -> bool:
+        """Whether the result is a source as it is: nothing that is not published already."""
+        return self.held is not None and not self.recipe.calibrate
+
+
+def is_earlier(node: NodeEntry) -> bool:
+    """Whether a node is a source that is itself a merge."""
+    return not node.history and not node.chosen
 
 
 _SCHEMA: Final = TypeAdapter(Lineage)
@@ -213,6 +302,8 @@ def check(lineage: Lineage, path: Path) -> None:
         raise HfmegaError(
             f"{path} is not a lineage: its settings lack a preset, or whether statistics were re-estimated."
         )
+    if lineage.repo_id is not None and not REPO_ID.fullmatch(lineage.repo_id):
+        raise HfmegaError(f"{path} is not a lineage: {lineage.repo_id!r} is not the id of a repository.")
     if not isinstance(environment.get("num_processes", 1), int):
         raise HfmegaError(f"{path} is not a lineage: its environment has a number of processes that is none.")
     count = len(lineage.sources)
@@ -269,8 +360,8 @@ def with_offsets(lineage: Lineage, path: Path) -> Lineage:
     return replace(lineage, nodes=nodes, recipe=whole(lineage.recipe, OFFSETS))
 
 
-def summary(lineage: Lineage, output: Path) -> dict[str, Any]:
-    """What `hfmega merge --json` prints."""
+def summary(lineage: Lineage, output: Path, published: str | None = None) -> dict[str, Any]:
+    """What `hfmega merge --json` prints. published: the URL of the commit, if there was one."""
     result = lineage.result
     return {
         "output": str(output),
@@ -280,6 +371,11 @@ def summary(lineage: Lineage, output: Path) -> dict[str, Any]:
         "gain": result.gain,
         "gain_interval": result.gain_interval,
         "p_value": result.p_value,
+        "loss_gain": result.loss_gain,
+        "loss_gain_interval": result.loss_gain_interval,
+        "over_average": asdict(result.over_average) if result.over_average else None,
+        "is_source": result.is_source,
+        "published": published,
         "best_reference": result.best_reference,
         "references": [{"name": r.name, "kind": r.kind, "accuracy": r.accuracy} for r in lineage.references],
         "fitness": lineage.nodes[-1].fitness,

@@ -20,15 +20,25 @@ def inert(value: object) -> str:
 
 def code(text: str) -> str:
     """A shell command as a block of code, also if it holds what would end the block or move a terminal's cursor."""
-    text = printable(text)
-    if re.search(r"[<`\n\r]", text):
+    return block(printable(text), "bash")
+
+
+def block(text: str, language: str) -> str:
+    """Printable lines as a block of code, also if they hold what would end it."""
+    text = printable(text.rstrip("\n"))
+    if re.search(r"[<`\r]", text) or (language == "bash" and "\n" in text):
         return f"<pre><code>{escape(text, quote=False)}</code></pre>"
-    return f"```bash\n{text}\n```"
+    return f"```{language}\n{text}\n```"
 
 
 def number(value: float | None) -> str:
     """Four decimals, or a dash where there is no value."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def percent(value: float, bare: bool = False) -> str:
+    """A share in per cent, to one decimal."""
+    return f"{100 * value:.1f}" + ("" if bare else " %")
 
 
 def short(spelled: str) -> str:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hfmega.evaluation.checkpoint import Evaluation
 from hfmega.models.library import CardFacts, Spec, card_facts
 from hfmega.report.lineage import DataEntry, Lineage, SourceEntry
 
-TAGS: Final = ["image-classification"]
 # The identifiers that the Hub knows; it refuses a card with another one, so that such a license becomes `other`.
 LICENSE_IDS: Final = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
@@ -22,29 +22,64 @@ gfdl gpl gpl-2.0 gpl-3.0 intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama
 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown
 unlicense wtfpl zlib
 """
+SLICE: Final = re.compile(r"([\w.-]+)(?:\[[^\[\]]*\])?", re.ASCII)
 LICENSES: Final = frozenset(LICENSE_IDS.split())
 
 
 def merge_metadata(lineage: Lineage, library: CardFacts) -> ModelCardData:
-    """The front matter of a merge: where it comes from, and its accuracy on the test images."""
-    bases = list(dict.fromkeys(source.repo_id for source in lineage.sources if source.repo_id))
+    """The front matter of a merge: where it comes from, and its accuracy on the test images.
+
+    Only sources that have weight in the result are its bases; a source that was kept as it is is no merge of anything.
+    """
+    sources, merged = lineage.weighted, len(lineage.weighted) > 1
+    bases = list(dict.fromkeys(source.repo_id for source in sources if source.repo_id))
+    relation = "merge" if merged else None if lineage.stands else "finetune"
+    name, link = license_words(sources)
     evaluation = EvalResult(
-        dataset_split=lineage.data.splits["test"].slice,
+        dataset_split=split_name(lineage.data.splits["test"].slice),
         dataset_revision=lineage.data.revision,
         **evaluated_on(lineage.data.id, lineage.result.accuracy),
     )
     return ModelCardData(
-        model_name=f"{lineage.architecture}.merged",
-        license=common_license(lineage.sources),
-        library_name=library.library_name,
+        model_name=f"{lineage.architecture}.{'merged' if merged else 'kept' if lineage.stands else 'derived'}",
         pipeline_tag="image-classification",
-        tags=[*TAGS, *library.tags, "merge", "hfmega"],
+        tags=[*tags(library), *(["merge"] if merged else [])],
         base_model=bases or None,
-        base_model_relation="merge",
+        base_model_relation=relation,
         datasets=[lineage.data.id] if is_on_hub(lineage.data) else None,
         metrics=["accuracy"],
         eval_results=[evaluation],
+        library_name=library.library_name,
+        license=common_license(sources),
+        license_name=name,
+        license_link=link,
     )
+
+
+def eval_results(lineage: Lineage) -> str | None:
+    """The content of `.eval_results/hfmega.yaml`: what the Hub shows beside the dataset; None where it has no page."""
+    if not is_on_hub(lineage.data):
+        return None
+    result, test = lineage.result, lineage.data.splits["test"]
+    entry = EvalResultEntry(
+        dataset_id=lineage.data.id,
+        task_id="default",
+        value=round(result.accuracy, 4),
+        dataset_revision=lineage.data.revision,
+        notes=f"accuracy on {test.slice}, {result.total:,} images; lineage.json says how",
+    )
+    return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True, width=10**6))
+
+
+def tags(library: CardFacts) -> list[str]:
+    """What the Hub finds a model by."""
+    return ["image-classification", *library.tags, "hfmega"]
+
+
+def split_name(spelled: str) -> str:
+    """The splits that a slice takes images of: `test` of `test[5000:]`."""
+    parts = [SLICE.fullmatch(part.strip()) for part in spelled.split("+")]
+    return "+".join(dict.fromkeys(part[1] for part in parts if part)) if all(parts) else spelled
 
 
 def source_metadata(spec: Spec, held_out: Evaluation | None) -> ModelCardData:
@@ -53,12 +88,12 @@ def source_metadata(spec: Spec, held_out: Evaluation | None) -> ModelCardData:
     evaluations = []
     if held_out:
         known = evaluated_on(record["dataset"], held_out.accuracy)
-        evaluations.append(EvalResult(dataset_split=held_out.split, **known))
+        evaluations.append(EvalResult(dataset_split=split_name(held_out.split), **known))
     return ModelCardData(
         model_name=f"{spec.architecture}.s{record['seed']}",
         library_name=library.library_name,
         pipeline_tag="image-classification",
-        tags=[*TAGS, *library.tags, "hfmega"],
+        tags=tags(library),
         datasets=[record["dataset"]] if "/" in record["dataset"] else None,
         metrics=["accuracy"],
         eval_results=evaluations or None,
@@ -75,7 +110,7 @@ def evaluated_on(dataset: str, accuracy: float) -> dict[str, Any]:
         "dataset_name": dataset,
         "metric_type": "accuracy",
         "metric_name": "Accuracy",
-        "metric_value": accuracy,
+        "metric_value": round(accuracy, 4),
     }
 
 
@@ -88,3 +123,14 @@ def common_license(sources: Sequence[SourceEntry]) -> str:
     """The license that all sources state, if it is one that the Hub knows, else `other`."""
     first, *rest = {source.license for source in sources}
     return first if first in LICENSES and not rest else "other"
+
+
+def license_words(sources: Sequence[SourceEntry]) -> tuple[str | None, str | None]:
+    """Name and link of the license `other`: what the sources state, and a page that says it."""
+    if common_license(sources) != "other":
+        return None, None
+    stated = {source.license for source in sources}
+    names = sorted(re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.")[:64] for name in stated if name)
+    name = "-and-".join(filter(None, [*names, *(["unstated"] if None in stated else [])]))[:96] or "unstated"
+    page = next((f"https://huggingface.co/{s.repo_id}" for s in sources if s.repo_id and s.license), "README.md")
+    return name, page

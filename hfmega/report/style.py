@@ -15,19 +15,20 @@ from hfmega.folder import write_atomically
 
 DPI: Final = 160
 WIDTH: Final = 8.0  # inches: about the column of a model page, so that 9 points stay 9 points
-PAGE: Final = "#fbfbf9"  # opaque, or the dark ink would vanish on a dark page
-INK: Final = "#1f2328"
-FAINT: Final = "#59636e"
-RULE: Final = "#d8dce1"
+PAGE: Final = "none"  # the page shows through, light or dark: every colour here reads on both
+INK: Final = "#6f7883"
+FAINT: Final = "#7a838e"
+RULE: Final = "#8b949e66"
+BOX: Final = "#8b949e1a"
 HEADING: Final[dict[str, Any]] = {"fontsize": 10, "color": INK, "fontweight": "bold"}
 NAME_WIDTH: Final = 48  # characters in a line
-# Colour and marker of a kind; the colours are Okabe and Ito's, which the colour-blind can tell apart.
+# Colour and marker of a kind; near Okabe and Ito's, which the colour-blind can tell apart, and of a middle brightness.
 LOOKS: Final = {
     "merged": ("#d55e00", "D"),
-    "source": ("#6e7781", "o"),
-    "calibrated source": ("#0072b2", "o"),
-    "average": ("#a97800", "s"),
-    "ensemble": ("#8e4585", "^"),
+    "source": ("#7d8690", "o"),
+    "calibrated source": ("#1f83c4", "o"),
+    "average": ("#b07d00", "s"),
+    "ensemble": ("#b0609f", "^"),
 }
 
 

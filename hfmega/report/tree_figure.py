@@ -10,7 +10,8 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
 from hfmega.report.lineage import Lineage, NodeEntry, SourceEntry
-from hfmega.report.style import FAINT, LOOKS, RULE, WIDTH, fitted, in_lines, sheet, shortened, write
+from hfmega.report.style import BOX, FAINT, LOOKS, RULE, WIDTH, fitted, in_lines, sheet, shortened, write
+from hfmega.report.wording import RE_ESTIMATED
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ GAP: Final = 1.1
 
 
 def tree(lineage: Lineage) -> Figure:
-    """The sources with their accuracies and their coefficients in the final recipe, and what was merged of them."""
+    """The sources with their accuracies and their coefficients in what they went into, and what was merged of them."""
     order = leaf_order(lineage)
     labels = [in_lines(lineage.sources[k].name) for k in order]
     step = 0.74 if any("\n" in label for label in labels) else 0.58
@@ -88,22 +89,37 @@ def draw_sources(
     right = 0.4 + fitted(axes, texts) + 0.15
     for k, y in zip(order, heights, strict=True):
         frame(axes, Box(0.25, right, y), step - 0.12, RULE)
-        coefficient = lineage.recipe.coefficients[k]
+        coefficient = coefficient_of(lineage, k)
         write(
             axes,
             right + COEFFICIENT - 0.08,
             y,
-            f"\u00d7 {coefficient:.4f}",
+            f"\u00d7 {coefficient:.4f}" if coefficient else "left out",
             ha="right",
             color=line_style(coefficient)[0],
         )
     return {k: Box(0.25, right + COEFFICIENT, y) for k, y in zip(order, heights, strict=True)}
 
 
+def coefficient_of(lineage: Lineage, leaf: int) -> float:
+    """The coefficient of a source in the merge that it goes into: of a tree that is rarely the last one."""
+    into = next((node for node in lineage.nodes if leaf in inputs_of(lineage, node)), lineage.nodes[-1])
+    recipe = lineage.recipe if into is lineage.nodes[-1] else into.recipe
+    return recipe.coefficients[leaf]
+
+
+def is_left_out(lineage: Lineage, member: str, node: NodeEntry) -> bool:
+    """Whether a merge kept nothing of one of its inputs that is itself a merge."""
+    below = next(other for other in lineage.nodes if other.name == member)
+    recipe = lineage.recipe if node is lineage.nodes[-1] else node.recipe
+    leaves = [k for k, coefficient in enumerate(below.recipe.coefficients) if coefficient]
+    return not any(recipe.coefficients[k] for k in leaves)
+
+
 def said_of(source: SourceEntry) -> str:
     """The line below a source's name."""
     calibrated = source.calibrated_accuracy
-    return f"{source.accuracy:.4f} as it is" + (f", {calibrated:.4f} calibrated" if calibrated is not None else "")
+    return f"{source.accuracy:.4f} as it is" + (f", {calibrated:.4f} {RE_ESTIMATED}" if calibrated is not None else "")
 
 
 def frame(axes: Axes, box: Box, height: float, colour: str) -> None:
@@ -112,7 +128,7 @@ def frame(axes: Axes, box: Box, height: float, colour: str) -> None:
     style = "round,pad=0,rounding_size=0.06"
     axes.add_patch(
         FancyBboxPatch(
-            corner, box.right - box.left, height, boxstyle=style, facecolor="white", edgecolor=colour, zorder=0.5
+            corner, box.right - box.left, height, boxstyle=style, facecolor=BOX, edgecolor=colour, zorder=0.5
         )
     )
 
@@ -127,7 +143,10 @@ def draw_nodes(axes: Axes, lineage: Lineage, leaves: dict[str | int, Box], depth
         right = end - (NODE + GAP) * (deepest - depths[node.name])
         box = boxes[node.name] = Box(right - NODE, right, (min(heights) + max(heights)) / 2)
         for member in members:
-            share = lineage.recipe.coefficients[member] if isinstance(member, int) else None
+            if isinstance(member, int):
+                share: float | None = coefficient_of(lineage, member)
+            else:
+                share = 0.0 if is_left_out(lineage, member, node) else None
             connect(axes, boxes[member], box, share)
         last = node is lineage.nodes[-1]
         lines = merged_lines(lineage) if last else [shortened(node.name, 20), f"{node.accuracy:.4f}"]
@@ -138,9 +157,10 @@ def merged_lines(lineage: Lineage) -> list[str]:
     """What the last box says."""
     low, high = lineage.result.interval
     noise, calibrate = len(lineage.recipe.noise), lineage.recipe.calibrate
-    lines = [f"merged: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
+    word = "kept" if lineage.held is not None else "merged"
+    lines = [f"{word}: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
     lines += [f"+ {noise} noise term{'s' if noise > 1 else ''}"] if noise else []
-    return lines + (["BatchNorm re-estimated"] if calibrate else [])
+    return lines + ([RE_ESTIMATED] if calibrate else [])
 
 
 def label_node(axes: Axes, box: Box, lines: Sequence[str], colour: str) -> None:

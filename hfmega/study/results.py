@@ -24,7 +24,7 @@ from hfmega.report.wording import points
 from hfmega.study.paper import FIGURE2, TABLES
 
 RESULTS: Final = "results"
-BRIEF: Final = {"network", "protocol", "best source", "best source, calibrated", "merged", "gain"} | {
+BRIEF: Final = {"network", "protocol", "best source", "best source, BN re-estimated", "merged", "gain"} | {
     "first generation",
     "last generation",
 }
@@ -51,7 +51,7 @@ class Row:
     """A line of Table 1 or 2. Accuracies are on test; those of merges are means over the searches.
 
     low, high: 95 % interval of `merged`, Wilson's, as if the mean were one model's: it covers the test images only.
-    better: in how many of the searches the verdict was `better`; gain: over the best reference that is one model.
+    better: in how many of the searches the verdict was `better`; gain: over the best source.
     """
 
     network: str
@@ -219,7 +219,7 @@ def row_cells(r: Row) -> dict[str, str]:
         "paper: best source": number(r.paper_best_source),
         "paper: merged": number(r.paper_merged),
         "best source": number(r.best_source),
-        "best source, calibrated": number(r.best_source_calibrated),
+        "best source, BN re-estimated": number(r.best_source_calibrated),
         "uniform average": number(r.uniform_average),
         "ensemble": number(r.ensemble),
         "merged": with_deviation(r.merged, r.deviation),

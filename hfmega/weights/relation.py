@@ -68,6 +68,6 @@ def outlook(kinship: Kinship, statistics: bool) -> str:
     promise = {
         "identical": "there is nothing to merge",
         "shared trunk": "their averages usually work, so a merge can pay",
-        "independent": f"networks between them usually fall apart, so expect the {best} to stand",
+        "independent": f"networks between them usually fall apart, so expect the {best} to win",
     }[kinship.relation]
     return f"relation: {kinship.relation} (median cosine {kinship.cosine:.2f}): {promise} (more: hfmega inspect)"

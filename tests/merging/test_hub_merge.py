@@ -85,7 +85,10 @@ def test_the_card_passes_the_validation_of_the_hub_and_names_its_sources(merged:
     errors, _ = check(content)
     data = ModelCard(content).data
     assert errors == []
-    assert (data.base_model, data.base_model_relation) == (["ann/s1", "ann/s2"], "merge")
+    kept = merged[1]["is_source"]
+    assert kept == "ann/s1"  # with BN re-estimated: a derived model of that one source
+    assert (data.base_model, data.base_model_relation) == ([kept], "finetune")
+    assert "merge" not in data.tags
     assert data.eval_results[0].metric_value == pytest.approx(merged[1]["accuracy"])
 
 

@@ -292,23 +292,25 @@ def test_the_merge_is_compared_with_the_best_single_model() -> None:
     assert result.sha256 == "0" * 64
 
 
-def test_the_average_is_a_reference_of_what_a_search_found() -> None:
+def test_two_gains_one_over_the_best_source_one_over_the_average() -> None:
     accuracies = {"ann": 60, "bob": 70, "uniform average": 95}
-    result = judged(Chosen("search", FOUND), 75, lambda rival: accuracies[rival.name])
-    assert (result.best_reference, result.verdict) == ("uniform average", "worse")
+    result = judged(Chosen("search", FOUND), 80, lambda rival: accuracies[rival.name])
+    assert (result.best_reference, result.verdict) == ("bob", "better")
+    assert (result.over_average.over, result.over_average.gain) == ("uniform average", pytest.approx(-0.15))
+    assert result.loss_gain == pytest.approx(0.1)
 
 
 def test_a_merge_that_is_the_average_is_not_compared_with_itself() -> None:
     accuracies = {"ann": 60, "bob": 70, "uniform average": 95}
     result = judged(Chosen("average", AVERAGE), 95, lambda rival: accuracies[rival.name])
-    assert (result.best_reference, result.verdict) == ("bob", "better")
+    assert (result.best_reference, result.verdict, result.over_average) == ("bob", "better", None)
     assert result.gain == pytest.approx(0.25)
 
 
 def test_a_merge_that_is_a_source_gains_nothing_over_it() -> None:
     accuracies = {"ann": 60, "bob": 70, "uniform average": 65}
     result = judged(Chosen("bob", BOB), 70, lambda rival: accuracies[rival.name])
-    assert (result.best_reference, result.gain, result.p_value) == ("bob", 0.0, 1.0)
+    assert (result.best_reference, result.gain, result.p_value) == ("bob", 0.0, None)
     assert result.verdict == "no difference shown"
 
 

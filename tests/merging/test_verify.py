@@ -184,3 +184,42 @@ def test_a_merge_on_the_hub_is_verified_until_a_source_is_force_pushed(
     (check,) = [check for check in report["checks"] if not check["ok"]]
     assert check["name"] == "sources"
     assert "ann/s2 has no revision" in check["detail"]
+
+
+def test_a_verdict_that_the_numbers_do_not_bear_is_named(folder: Path) -> None:
+    made = lineage.read(folder / "lineage.json")
+    other = "better" if made.result.verdict != "better" else "worse"
+    edit(folder, lambda content: content["result"].update(verdict=other))
+    assert "result.verdict" in failed(folder)["numbers"]
+
+
+def test_a_class_that_was_made_better_is_found(folder: Path) -> None:
+    def better(made: Any) -> None:
+        first, second = made["result"]["per_class"][:2]
+        first["accuracy"] += 5 / first["images"]  # and the sum stays what it was
+        second["accuracy"] -= 5 / second["images"]
+
+    edit(folder, better)
+    assert "the class 0" in failed(folder)["evaluation"]
+
+
+def test_an_evaluation_result_that_was_put_beside_the_card_is_named(folder: Path) -> None:
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "hfmega.yaml").write_text("- dataset: {id: a/b, task_id: default}\n  value: 0.99\n")
+    assert ".eval_results/hfmega.yaml does not say" in failed(folder)["card"]
+
+
+def test_a_lineage_from_before_the_second_card_is_verified_by_its_numbers(folder: Path) -> None:
+    path = folder / "lineage.json"
+    content = json.loads(path.read_text())
+    for name in ("loss_gain", "loss_gain_interval", "over_average", "is_source", "per_class"):
+        del content["result"][name]
+    for name in ("parameters", "repo_id", "card"):
+        del content[name]
+    content["result"]["p_value"] = content["result"]["p_value"] or 1.0
+    path.write_text(json.dumps(content))
+    assert failed(folder) == {}
+    accuracy = f"{lineage.read(path).result.accuracy:.4f}"
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace(accuracy, "0.9999"))
+    assert "README.md lacks the line" in failed(folder)["card"]
