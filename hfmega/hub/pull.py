@@ -86,7 +86,7 @@ def pull_merge(merge: str) -> Path:
     try:
         remote = _pin(repo_id, revision)
         found = remote.fetch(LINEAGE)
-        for beside in (STATISTICS, RECIPE, CARD, EVAL_RESULTS):
+        for beside in (STATISTICS, RECIPE, CARD, *([EVAL_RESULTS] if EVAL_RESULTS in remote.stated else [])):
             remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error

@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from support.commands import run
 from support.hub import Hub, client
+
+from hfmega.report import lineage
 
 FEW = ("--dataset", "digits", "--fitness-split", "train[:200]", "--no-calibrate", "--json")
 KEEPS = (*FEW, "--method", "greedy-soup")  # the two do not mix: the soup is the better one alone
@@ -102,3 +107,19 @@ def test_a_merge_that_fails_leaves_no_repository(
     run("merge", tiny_sources[0], tmp_path / "nothing", *AVERAGE, "--push-to-hub", "ann/never", "-o", tmp_path / "out",
         environment=environment)  # fmt: skip
     assert not there(environment, "ann/never")
+
+
+def test_three_sources_are_shown_against_their_greedy_soup(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    third = shutil.copytree(tiny_sources[0], tmp_path / "s3")
+    state = load_file(third / "model.safetensors")
+    state["fc.bias"] += 0.05 * torch.arange(10)
+    save_file(state, third / "model.safetensors", metadata={"format": "pt"})
+    few = (*FEW, "--population", 4, "--generations", 1, "--tree", "flat")
+    made = run("merge", *tiny_sources, third, *few, "-o", tmp_path / "out").json
+    assert "greedy soup" in [reference["name"] for reference in made["references"]]
+    (soup,) = [r for r in lineage.read(tmp_path / "out" / "lineage.json").references if r.name == "greedy soup"]
+    assert set(soup.members) <= {"s1", "s2", "s3"}
+    verified = run("verify", tmp_path / "out", "--json").json
+    assert verified["verified"], verified
+    count = len(made["references"])
+    assert f"{count} of {count} references again" in verified["checks"][-1]["detail"]
