@@ -96,7 +96,7 @@ def test_what_needs_no_torch_imports_none(module: str, without: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-KEYS: Final = {"architecture", "pretrained_cfg", "model_args", "label_names", "num_classes", "id2label"}
+KEYS: Final = {"pretrained_cfg", "model_args", "label_names", "num_classes", "id2label"}
 
 
 def test_above_models_nobody_reads_a_config_or_names_a_library() -> None:

@@ -123,8 +123,13 @@ push_options = stack(
     token_option,
 )
 insist_options = stack(
-    click.option("--push-anyway", is_flag=True, help="Publish the result also if it is one of the sources as it is."),
-    click.option("--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
+    option(
+        "Publishing",
+        "--push-anyway",
+        is_flag=True,
+        help="Publish the result also if it is one of the sources as it is.",
+    ),
+    option("Publishing", "--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
 )
 common_options = stack(
     option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),

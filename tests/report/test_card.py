@@ -347,7 +347,7 @@ def test_a_published_card_loads_from_its_repository(tmp_path: Path) -> None:
     assert 'timm.create_model("hf-hub:me/merged", pretrained=True)' in text
     assert "hfmega replay me/merged" in text
     assert "USER/NAME" not in text
-    card.write_source_card({**CONFIG, "hfmega": RECORD}, None, tmp_path)
+    card.write_source_card(spec(**CONFIG, hfmega=RECORD), None, tmp_path)
     edited = card.published_as("me/source", (tmp_path / "README.md").read_text())
     assert 'timm.create_model("hf-hub:me/source", pretrained=True)' in edited
 
