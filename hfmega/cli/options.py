@@ -127,7 +127,7 @@ insist_options = stack(
         "Publishing",
         "--push-anyway",
         is_flag=True,
-        help="Publish the result also if it is one of the sources as it is.",
+        help="Publish the result even if it is a source as it is.",
     ),
     option("Publishing", "--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
 )

@@ -121,7 +121,7 @@ def is_on_hub(data: DataEntry) -> bool:
 
 def common_license(sources: Sequence[SourceEntry]) -> str:
     """The license that all sources state, if it is one that the Hub knows, else `other`."""
-    first, *rest = {source.license for source in sources}
+    first, *rest = {source.license for source in sources} or {None}
     return first if first in LICENSES and not rest else "other"
 
 
