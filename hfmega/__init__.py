@@ -97,7 +97,7 @@ def train(network: str, *, output: str | Path, progress: bool = False, **options
     from hfmega.study.train import TrainSettings
     from hfmega.study.train import train as run
 
-    return run(TrainSettings(network, Path(output), **options), _output(progress))
+    return run(TrainSettings(network, Path(output), **options), _output(progress)).held_out
 
 
 def evaluate(
