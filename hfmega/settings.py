@@ -32,6 +32,7 @@ Method = Literal[
     "fisher",
     "regmean",
 ]
+UPDATE_BN: Final = "update-bn"  # a command of its own, recorded as a merge of one source
 SLICE: Final = re.compile(r"\w+(\.\w+)*(\[(-?[\d_]+%?)?:(-?[\d_]+%?)?\])?(\([^)]*\))?")
 
 
@@ -40,7 +41,7 @@ def said(text: str, group: Group, default: Any = MISSING, **more: Any) -> Any:
 
     more: `metavar`; `name`: what flag, YAML and lineage call it, if not as the field is called; `short`: one letter;
     `switches`: flags that stand for a value each; `usual`: the default in words, where it is not a value; `recorded`:
-    False for what a lineage records elsewhere or nowhere.
+    False for what a lineage records elsewhere or nowhere; `choices`: those that are offered, if not all.
     """
     return field(default=default, metadata={"text": text, "group": group, **more})
 
@@ -144,6 +145,7 @@ class SplitRequest:
         name="distill_split",
     )
     distills: bool = field(default=False, metadata={"recorded": False})  # as LastMileSettings.distill says
+    chooses: bool = field(default=True, metadata={"recorded": False})  # False: no image steers or chooses anything
 
     def __post_init__(self) -> None:
         require(0 <= self.confirm_share < 1, "confirm-share", "at least 0 and below 1", self.confirm_share)
@@ -253,6 +255,7 @@ METHODS: Final[dict[Method, Facts]] = {
     "fisher": Facts(images=True),
     "regmean": Facts(images=True),
 }
+UPDATING: Final = Facts(sources=1)
 SOME_USE: Final = frozenset[str]().union(*(facts.flags for facts in METHODS.values()))
 
 
@@ -285,7 +288,9 @@ class MergeSettings:
     order: Literal["given", "strongest-first", "similar-first"] = said(
         "Which sources meet in the tree.", "Search", "given"
     )
-    method: Method = said("A search (the first four), or a merge without one.", "Everyday", "mega")
+    method: Literal[Method, "update-bn"] = said(
+        "A search (the first four), or a merge without one.", "Everyday", "mega", choices=tuple(METHODS)
+    )
     base: str | None = said(
         "Checkpoint that the sources started from: for task vectors; for cmaes, learned one more source.",
         "Method",
@@ -348,9 +353,11 @@ class MergeSettings:
         return settings
 
     def __post_init__(self) -> None:
-        if len(self.sources) < 2:
-            raise SettingsError("one source cannot be merged: name two or more.")
-        facts = METHODS[checked(SETTINGS["method"], self.method)]
+        if self.method != UPDATE_BN:
+            checked(SETTINGS["method"], self.method)
+            if len(self.sources) < 2:
+                raise SettingsError("one source cannot be merged: name two or more.")
+        facts = self.facts
         if facts.base == "needed" and self.base is None:
             raise SettingsError(f"--method {self.method} needs the common start of the sources: name it with --base.")
         if facts.base == "no" and self.base is not None:
@@ -369,7 +376,7 @@ class MergeSettings:
     @property
     def facts(self) -> Facts:
         """Facts about the method."""
-        return METHODS[self.method]
+        return UPDATING if self.method == UPDATE_BN else METHODS[self.method]
 
     @property
     def searches(self) -> bool:
@@ -427,7 +434,7 @@ def flat(kind: type, within: str = "") -> Iterator[Setting]:
 
 def setting(name: str, hint: Any, said_of_it: Mapping[str, Any], within: str) -> Setting:
     """A field as a setting. hint: a type, a Literal, or one of them or None."""
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    choices = said_of_it.get("choices", get_args(hint) if get_origin(hint) is Literal else ())
     kinds = [str] if choices else [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     return Setting(
         name=said_of_it.get("name", name),

@@ -132,6 +132,40 @@ def train(network: str, **flags: Any) -> None:
     output.result(settings.output, {"output": str(settings.output), **asdict(trained)})
 
 
+@cli.command("update-bn", short_help="Re-estimate the BatchNorm statistics of a checkpoint.")
+@click.argument("source", metavar="SOURCE")
+@made("output", usual="updated/SOURCE", text="Folder of the result.")
+@data_options
+@made(
+    "calibration_split",
+    usual="1,000 of those that the source was trained on",
+    text="Images to re-estimate from (labels unused).",
+)
+@made("test_split", usual="the test split; of a merge the images of its report")
+@run_options
+@push_to_hub_option
+@push_options
+@insist_options
+@common_options
+def update_bn(source: str, **flags: Any) -> None:
+    """Re-estimate BatchNorm statistics as exact averages, and compare with the source as it is on the test images."""
+    use_cpu(flags["cpu"])
+    from hfmega.hub.push import repository
+    from hfmega.merging import update_bn as updating
+    from hfmega.report import card, lineage, wording
+
+    output = open_output(flags)
+    settings = updating.settings_of(source, flags["output"], **{name: flags[name] for name in updating.NAMES})
+    with repository(push_target(flags["push_to_hub"], flags)) as target:
+        made = updating.update_bn(settings, output)
+        if made is None:
+            return
+        output.table("On the test images", *card.comparison_rows(made))
+        output.say(wording.verdict(made))
+        url = publish(settings.output, target, output, flags)
+    output.result(settings.output, lineage.summary(made, settings.output, url))
+
+
 @cli.command(short_help="Accuracy, loss and intervals of a checkpoint.")
 @click.argument("source", metavar="SOURCE")
 @data_options

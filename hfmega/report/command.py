@@ -1,12 +1,14 @@
 """The command that makes a merge again."""
 
 import shlex
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from hfmega.report.lineage import Lineage, SourceEntry
-from hfmega.settings import OFFERED, PRESETS, standard
+from hfmega.settings import OFFERED, PRESETS, UPDATE_BN, standard
+
+UPDATING: Final = ("calibration_split", "test_split", "image_column", "label_column")
 
 
 def command(lineage: Lineage) -> str:
@@ -16,6 +18,9 @@ def command(lineage: Lineage) -> str:
     """
     settings, preset = lineage.settings, lineage.settings["preset"]
     named = [argument(source) for source in lineage.sources]
+    if lineage.updates_bn:
+        given = [word for name in UPDATING if settings.get(name) for word in (OFFERED[name].flag, str(settings[name]))]
+        return shlex.join(["hfmega", UPDATE_BN, *named, "--dataset", lineage.data.id, *given])
     base = ["--base", named.pop()] if settings.get("base") else []
     words = ["hfmega", "merge", *named, *base, "--dataset", lineage.data.id]
     words += ["--preset", preset] if preset != "default" else []
