@@ -63,6 +63,7 @@ class GASettings:
     """The constants of the search. A generation is one evaluated population; the first is the initial one.
 
     mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
+    patience: the search stops after so many generations whose best fitness is not higher; 0: it never stops early.
     redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
     break_ties: equal accuracies are ordered by mean loss.
     genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
@@ -72,6 +73,7 @@ class GASettings:
 
     population: int = said("Individuals per generation.", "Search", 20, metavar="N")
     generations: int = said("Populations that are scored.", "Search", 20, metavar="G")
+    patience: int = said("Stop after N generations without a higher fitness; 0: never.", "Search", 0, metavar="N")
     parents: int = said("Parents per generation.", "Search", 4, metavar="K")
     tournament: int = said("Individuals per tournament.", "Search", 3, metavar="T")
     mutation_rate: float = said("Probability that an element (or tensor) mutates.", "Search", 0.02, metavar="P")
@@ -86,6 +88,7 @@ class GASettings:
     def __post_init__(self) -> None:
         require(self.population >= 2, "population", "at least 2", self.population)
         require(self.generations >= 1, "generations", "at least 1", self.generations)
+        require(self.patience >= 0, "patience", "at least 0", self.patience)
         require(self.parents >= 2, "parents", "at least 2", self.parents)
         fits = 1 <= self.tournament <= self.population
         require(fits, "tournament", f"between 1 and the population ({self.population})", self.tournament)
@@ -98,7 +101,9 @@ class GASettings:
 # which fitness rises and unseen images lose: the default takes a tenth of it.
 PAPER: Final = GASettings()
 AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
-DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
+DEFAULT: Final = GASettings(patience=5, mutation_sigma=0.01, anchors=True, break_ties=True)
+
+EARLIER: Final = {"exact": True, "patience": 0}  # of a search whose lineage is older than the setting
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ PRESETS: Final = {
     "author": Preset(AUTHOR, False, 0.0, exact=True),
 }
 
-TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations"})
+TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations", "patience"})
 GENETIC: Final = TREE | {"parents", "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "genome"}
 VECTORS: Final = frozenset({"base", "scale"})
 
