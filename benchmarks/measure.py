@@ -92,7 +92,7 @@ def settings_of(ask: Ask, folder: Path) -> MergeSettings:
         output=folder,
         dataset=ask.dataset,
         splits=SplitRequest(fitness_images=ask.images),
-        search=replace(DEFAULT, population=ask.population, generations=ask.generations),
+        search=replace(DEFAULT, population=ask.population, generations=ask.generations, patience=0),
         calibrate=ask.calibrate,
         exact=ask.way != "default",
         seed=ask.seed,

@@ -227,6 +227,7 @@ def available(name: str, arguments: argparse.Namespace, output: Output) -> str:
             seed=how.seed,
             init=how.init and available(how.init, arguments, output),
             image_size=32,
+            update_bn=False,
         ),
         output,
     )

@@ -48,6 +48,7 @@ __all__ = [
     "push",
     "replay",
     "train",
+    "update_bn",
     "verify",
 ]
 
@@ -97,7 +98,22 @@ def train(network: str, *, output: str | Path, progress: bool = False, **options
     from hfmega.study.train import TrainSettings
     from hfmega.study.train import train as run
 
-    return run(TrainSettings(network, Path(output), **options), _output(progress))
+    return run(TrainSettings(network, Path(output), **options), _output(progress)).held_out
+
+
+def update_bn(source: str | Path, *, progress: bool = False, **options: Any) -> Merge:
+    """Re-estimate the BatchNorm statistics of one checkpoint. options: the flags of `hfmega update-bn`.
+
+    The result is judged against the source as it is. Raises HfmegaError for anything that stands in the way.
+    """
+    from hfmega.merging.update_bn import settings_of
+
+    settings = settings_of(source, **options)
+    from hfmega.merging.result import Merge
+    from hfmega.merging.update_bn import update_bn as run
+
+    made = run(settings, _output(progress))
+    return Merge(settings.output, made or load_lineage(settings.output))
 
 
 def evaluate(

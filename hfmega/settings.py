@@ -32,6 +32,7 @@ Method = Literal[
     "fisher",
     "regmean",
 ]
+UPDATE_BN: Final = "update-bn"  # a command of its own, recorded as a merge of one source
 SLICE: Final = re.compile(r"\w+(\.\w+)*(\[(-?[\d_]+%?)?:(-?[\d_]+%?)?\])?(\([^)]*\))?")
 
 
@@ -40,7 +41,7 @@ def said(text: str, group: Group, default: Any = MISSING, **more: Any) -> Any:
 
     more: `metavar`; `name`: what flag, YAML and lineage call it, if not as the field is called; `short`: one letter;
     `switches`: flags that stand for a value each; `usual`: the default in words, where it is not a value; `recorded`:
-    False for what a lineage records elsewhere or nowhere.
+    False for what a lineage records elsewhere or nowhere; `choices`: those that are offered, if not all.
     """
     return field(default=default, metadata={"text": text, "group": group, **more})
 
@@ -62,6 +63,7 @@ class GASettings:
     """The constants of the search. A generation is one evaluated population; the first is the initial one.
 
     mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
+    patience: the search stops after so many generations whose best fitness is not higher; 0: it never stops early.
     redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
     break_ties: equal accuracies are ordered by mean loss.
     genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
@@ -71,6 +73,7 @@ class GASettings:
 
     population: int = said("Individuals per generation.", "Search", 20, metavar="N")
     generations: int = said("Populations that are scored.", "Search", 20, metavar="G")
+    patience: int = said("Stop after N generations without a higher fitness; 0: never.", "Search", 0, metavar="N")
     parents: int = said("Parents per generation.", "Search", 4, metavar="K")
     tournament: int = said("Individuals per tournament.", "Search", 3, metavar="T")
     mutation_rate: float = said("Probability that an element (or tensor) mutates.", "Search", 0.02, metavar="P")
@@ -85,6 +88,7 @@ class GASettings:
     def __post_init__(self) -> None:
         require(self.population >= 2, "population", "at least 2", self.population)
         require(self.generations >= 1, "generations", "at least 1", self.generations)
+        require(self.patience >= 0, "patience", "at least 0", self.patience)
         require(self.parents >= 2, "parents", "at least 2", self.parents)
         fits = 1 <= self.tournament <= self.population
         require(fits, "tournament", f"between 1 and the population ({self.population})", self.tournament)
@@ -97,7 +101,9 @@ class GASettings:
 # which fitness rises and unseen images lose: the default takes a tenth of it.
 PAPER: Final = GASettings()
 AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
-DEFAULT: Final = GASettings(mutation_sigma=0.01, anchors=True, break_ties=True)
+DEFAULT: Final = GASettings(patience=5, mutation_sigma=0.01, anchors=True, break_ties=True)
+
+EARLIER: Final = {"exact": True, "patience": 0}  # of a search whose lineage is older than the setting
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ class SplitRequest:
         name="distill_split",
     )
     distills: bool = field(default=False, metadata={"recorded": False})  # as LastMileSettings.distill says
+    chooses: bool = field(default=True, metadata={"recorded": False})  # False: no image steers or chooses anything
 
     def __post_init__(self) -> None:
         require(0 <= self.confirm_share < 1, "confirm-share", "at least 0 and below 1", self.confirm_share)
@@ -212,7 +219,7 @@ PRESETS: Final = {
     "author": Preset(AUTHOR, False, 0.0, exact=True),
 }
 
-TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations"})
+TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations", "patience"})
 GENETIC: Final = TREE | {"parents", "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "genome"}
 VECTORS: Final = frozenset({"base", "scale"})
 
@@ -253,6 +260,7 @@ METHODS: Final[dict[Method, Facts]] = {
     "fisher": Facts(images=True),
     "regmean": Facts(images=True),
 }
+UPDATING: Final = Facts(sources=1)
 SOME_USE: Final = frozenset[str]().union(*(facts.flags for facts in METHODS.values()))
 
 
@@ -285,7 +293,9 @@ class MergeSettings:
     order: Literal["given", "strongest-first", "similar-first"] = said(
         "Which sources meet in the tree.", "Search", "given"
     )
-    method: Method = said("A search (the first four), or a merge without one.", "Everyday", "mega")
+    method: Literal[Method, "update-bn"] = said(
+        "A search (the first four), or a merge without one.", "Everyday", "mega", choices=tuple(METHODS)
+    )
     base: str | None = said(
         "Checkpoint that the sources started from: for task vectors; for cmaes, learned one more source.",
         "Method",
@@ -348,9 +358,11 @@ class MergeSettings:
         return settings
 
     def __post_init__(self) -> None:
-        if len(self.sources) < 2:
-            raise SettingsError("one source cannot be merged: name two or more.")
-        facts = METHODS[checked(SETTINGS["method"], self.method)]
+        if self.method != UPDATE_BN:
+            checked(SETTINGS["method"], self.method)
+            if len(self.sources) < 2:
+                raise SettingsError("one source cannot be merged: name two or more.")
+        facts = self.facts
         if facts.base == "needed" and self.base is None:
             raise SettingsError(f"--method {self.method} needs the common start of the sources: name it with --base.")
         if facts.base == "no" and self.base is not None:
@@ -369,7 +381,7 @@ class MergeSettings:
     @property
     def facts(self) -> Facts:
         """Facts about the method."""
-        return METHODS[self.method]
+        return UPDATING if self.method == UPDATE_BN else METHODS[self.method]
 
     @property
     def searches(self) -> bool:
@@ -427,7 +439,7 @@ def flat(kind: type, within: str = "") -> Iterator[Setting]:
 
 def setting(name: str, hint: Any, said_of_it: Mapping[str, Any], within: str) -> Setting:
     """A field as a setting. hint: a type, a Literal, or one of them or None."""
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    choices = said_of_it.get("choices", get_args(hint) if get_origin(hint) is Literal else ())
     kinds = [str] if choices else [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     return Setting(
         name=said_of_it.get("name", name),

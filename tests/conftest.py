@@ -69,6 +69,7 @@ def tiny_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             batch_size=64,
             seed=seed,
             image_size=8,
+            update_bn=False,
         )
         train(settings, Output(muted=True))
     return folder / "s1", folder / "s2"

@@ -32,8 +32,9 @@ from hfmega.settings import (
 
 CARDS = Path(__file__).parents[1] / "cards"
 KEYS = [
-    "preset", "method", "seed", "tree", "order", "align", "population", "generations", "parents", "tournament",
-    "mutation_rate", "mutation_sigma", "mutation_unit", "anchors", "redraw_parents", "break_ties", "fitness", "genome",
+    "preset", "method", "seed", "tree", "order", "align", "population", "generations", "patience", "parents",
+    "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "anchors", "redraw_parents", "break_ties",
+    "fitness", "genome",
     "calibrate", "exact", "precision", "control", "confirm_share", "fitness_split", "fitness_images",
     "calibration_split", "test_split", "allow_leak", "image_column", "label_column",
 ]  # fmt: skip
@@ -109,6 +110,7 @@ def test_named_values_reach_their_fields() -> None:
         ({"preset": "paper", "exact": False}, "--preset paper scores every individual on every image: remove exact."),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: remove one."),
         ({"generations": 0}, "--generations must be at least 1, not 0."),
+        ({"patience": -1}, "--patience must be at least 0, not -1."),
         ({"population": 2}, "--tournament must be between 1 and the population (2), not 3."),
         ({"density": 0.0}, "--density must be above 0 and at most 1, not 0.0."),
         ({"scale": float("nan")}, "--scale must be a finite number, not nan."),
@@ -182,7 +184,7 @@ def test_what_is_recorded_says_how_to_make_the_settings_again() -> None:
 
 
 def test_every_setting_is_offered_with_help_or_set_by_a_preset_alone() -> None:
-    assert SETTINGS.keys() - OFFERED.keys() == {"anchors", "redraw_parents", "break_ties", "distills"}
+    assert SETTINGS.keys() - OFFERED.keys() == {"anchors", "redraw_parents", "break_ties", "distills", "chooses"}
     assert {one.group for one in OFFERED.values()} <= set(get_args(Group))
     assert all(one.text.endswith((".", "{}, on devices that have it.")) for one in OFFERED.values())
     assert {f.name for f in fields(GASettings)} <= SETTINGS.keys()

@@ -102,6 +102,12 @@ click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
 @click.option("--seed", type=int, default=56, show_default=True, metavar="N", help="Seed of weights and order.")
 @click.option("--init", metavar="SOURCE", help="Checkpoint to start from, e.g. the trunk of several branches.")
 @click.option("--image-size", type=click.IntRange(8), metavar="N", help="Pixels of a side [what timm says].")
+@click.option(
+    "--update-bn/--no-update-bn",
+    default=True,
+    show_default=True,
+    help="Re-estimate BatchNorm statistics at the end (the paper did not).",
+)
 @click.option("--bf16", is_flag=True, help="bfloat16 autocast, on GPUs that have it.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile (neither: probed, on a GPU).")
 @run_options
@@ -112,18 +118,52 @@ def train(network: str, **flags: Any) -> None:
     """Train a source by the paper's protocol; its card records the split and the seed."""
     use_cpu(flags["cpu"])
     from hfmega.hub.push import repository
-    from hfmega.study.train import TrainSettings
+    from hfmega.study.train import TrainSettings, spoken
     from hfmega.study.train import train as run_train
 
     output = open_output(flags)
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
     with repository(push_target(flags["push_to_hub"], flags)) as target:
-        held_out = run_train(settings, output)
-        if held_out:
-            output.say(f"accuracy {held_out.accuracy:.4f} on the {held_out.total:,} held-out images ({held_out.split})")
+        trained = run_train(settings, output)
+        for line in spoken(trained, settings.update_bn):
+            output.say(line)
         publish(settings.output, target, output, flags)
-    output.result(settings.output, {"output": str(settings.output), "held_out": asdict(held_out) if held_out else None})
+    output.result(settings.output, {"output": str(settings.output), **asdict(trained)})
+
+
+@cli.command("update-bn", short_help="Re-estimate the BatchNorm statistics of a checkpoint.")
+@click.argument("source", metavar="SOURCE")
+@made("output", usual="updated/SOURCE", text="Folder of the result.")
+@data_options
+@made(
+    "calibration_split",
+    usual="1,000 of those that the source was trained on",
+    text="Images to re-estimate from (labels unused).",
+)
+@made("test_split", usual="the test split; of a merge the images of its report")
+@run_options
+@push_to_hub_option
+@push_options
+@insist_options
+@common_options
+def update_bn(source: str, **flags: Any) -> None:
+    """Re-estimate BatchNorm statistics as exact averages, and compare with the source as it is on the test images."""
+    use_cpu(flags["cpu"])
+    from hfmega.hub.push import repository
+    from hfmega.merging import update_bn as updating
+    from hfmega.report import card, lineage, wording
+
+    output = open_output(flags)
+    settings = updating.settings_of(source, flags["output"], **{name: flags[name] for name in updating.NAMES})
+    with repository(push_target(flags["push_to_hub"], flags)) as target:
+        made = updating.update_bn(settings, output)
+        if made is None:
+            return
+        output.table("On the test images", *card.comparison_rows(made))
+        output.say(wording.verdict(made))
+        url = publish(settings.output, target, output, flags)
+    output.result(settings.output, lineage.summary(made, settings.output, url))
 
 
 @cli.command(short_help="Accuracy, loss and intervals of a checkpoint.")

@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from hfmega.errors import SettingsError
 from hfmega.folder import LINEAGE
-from hfmega.settings import METHODS, OFFERED, SOME_USE, SWITCHES, MergeSettings, checked, standard, unknown
+from hfmega.settings import EARLIER, METHODS, OFFERED, SOME_USE, SWITCHES, MergeSettings, checked, standard, unknown
 
 SOURCES: Final = "hfmega.sources"  # of a file, in the context of the command
 NAMED: Final = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT)
@@ -96,7 +96,7 @@ def like(merge: str) -> dict[str, Any]:
 
     folder = pull_merge(merge)
     made, places = read(folder / LINEAGE), read_places(folder)
-    found = {"exact": True, **made.settings, "dataset": places.get("dataset", made.data.id)}  # as the card's command
+    found = {**EARLIER, **made.settings, "dataset": places.get("dataset", made.data.id)}  # as the card's command
     if found.get("base"):
         found["base"] = places.get(made.sources[-1].sha256, argument(made.sources[-1]))
     known = standard(checked(OFFERED["preset"], found.get("preset", "default")))

@@ -60,7 +60,7 @@ def plan_splits(dataset: Dataset, records: Sequence[Mapping[str, Any] | None], r
     known = [r for r in records if r is not None and same_dataset(dataset.id, r["dataset"])]
     if len(known) < len(records):
         known = []
-    slice_, notes = _fitness(dataset, known, request)
+    slice_, notes = _fitness(dataset, known, request) if request.chooses else (np.empty(0, np.int64), [])
     fitness = _draw(slice_, request.fitness_images or len(slice_), 0, "fitness")
     pool = _calibration_pool(dataset, known, request, slice_)
     calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
@@ -68,7 +68,7 @@ def plan_splits(dataset: Dataset, records: Sequence[Mapping[str, Any] | None], r
     unlabelled = _unlabelled(dataset, request, pool)
     order = permutation(len(fitness), 0, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
-    if not 0 <= confirm < len(fitness):
+    if request.chooses and not 0 <= confirm < len(fitness):
         raise HfmegaError(f"a confirm share of {request.confirm_share} leaves no fitness images for the search.")
     return SplitPlan(
         fitness=spell(dataset, slice_),

@@ -10,6 +10,7 @@ from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.run_off import Chosen, greedy_soup
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe, Static, StaticMethod, centroid, source_alone
+from hfmega.settings import UPDATE_BN
 
 
 def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
@@ -37,7 +38,7 @@ def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
 def recipe_of(job: Job, members: list[Recipe]) -> Recipe:
     """The recipe of a method that needs no images. members: what is merged, without the base."""
     settings, average = job.settings, centroid(members)
-    if settings.method == "average":
+    if settings.method in ("average", UPDATE_BN):
         return average
     base = len(average.coefficients) - 1 if settings.base else None
     if settings.method == "task-arithmetic":

@@ -119,9 +119,9 @@ def best_of(single: Sequence[Rival], judged: Sequence[Answers]) -> tuple[Rival, 
 def over_average(
     recipe: Recipe | None, merged: Answers, single: Sequence[Rival], judged: Sequence[Answers]
 ) -> Gain | None:
-    """The gain over the better of uniform average and greedy soup; None if the merge is one of them."""
+    """The gain over the better of uniform average and greedy soup; None if the merge is one of them, or without any."""
     averages = [(r, a) for r, a in zip(single, judged, strict=True) if r.kind == "average"]
-    if recipe is not None and any(same_blend(recipe, rival.recipe) for rival, _ in averages):
+    if not averages or (recipe is not None and any(same_blend(recipe, rival.recipe) for rival, _ in averages)):
         return None
     best, answers = max(averages, key=lambda pair: pair[1].accuracy)
     return gain_over(best, answers, recipe, merged)

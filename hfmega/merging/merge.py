@@ -13,7 +13,7 @@ from hfmega.merging.tree import decided, grow
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
-from hfmega.settings import MergeSettings, recorded
+from hfmega.settings import EARLIER, MergeSettings, recorded
 
 
 def merge(settings: MergeSettings, output: Output) -> Lineage | None:
@@ -49,7 +49,8 @@ def finished_merge(asked: MergeSettings) -> Lineage | None:
         return None
     made = lineage.read(asked.output / LINEAGE)
     wanted = {**recorded(asked), "calibrate": made.settings.get("calibrate")}
-    if made.settings != wanted or len(made.sources) != len(asked.pulled):
+    earlier = {"patience": EARLIER["patience"] if asked.searches else wanted["patience"]}
+    if earlier | made.settings != wanted or len(made.sources) != len(asked.pulled):
         raise other_settings(asked.output)
     return made
 

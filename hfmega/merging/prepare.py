@@ -19,7 +19,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
 from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.output import Output
-from hfmega.settings import MergeSettings, recorded
+from hfmega.settings import UPDATE_BN, MergeSettings, recorded
 from hfmega.weights import align
 from hfmega.weights.checkpoint import Checkpoint, load_weights
 from hfmega.weights.mergeable import check_mergeable
@@ -29,7 +29,10 @@ from hfmega.weights.sources import mix
 
 @dataclass(frozen=True)
 class Job:
-    """A merge that has passed every check. checkpoints: the leaves, in the order of every recipe's coefficients."""
+    """A merge that has passed every check. checkpoints: the leaves, in the order of every recipe's coefficients.
+
+    search: the images that steer a search; where no image chooses anything, those of the calibration.
+    """
 
     settings: MergeSettings
     checkpoints: tuple[Checkpoint, ...]
@@ -60,7 +63,7 @@ class Job:
         """Purpose to images, of those that there are."""
         every = {"search": self.search, "confirm": self.confirm, "calibration": self.calibration, "test": self.test}
         every |= {"distill": self.unlabelled}
-        return {purpose: split for purpose, split in every.items() if split is not None}
+        return {p: split for p, split in every.items() if split is not None and len(self.plan.rows[p])}
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +88,8 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     check_mergeable(checkpoints, states)
     spec = checkpoints[0].spec
     statistics = has_statistics(spec)
-    output.say(outlook(loosest(states), statistics))
+    if len(states) > 1:
+        output.say(outlook(loosest(states), statistics))
     with state.main_process_first():
         dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
@@ -107,18 +111,14 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     output.detail(f"{network.sources.layout.size:,} floats in each source, batches of {network.batch_size} images")
     output.detail(f"convolutions with the BatchNorm behind them folded in: {len(network.folded or ())}")
     if settings.calibrate and not network.can_calibrate:
-        raise SettingsError(
-            "--calibrate needs calibration images: name them with --calibration-split."
-            if statistics
-            else f"--calibrate re-estimates BatchNorm statistics, but {spec.architecture} has none: remove --calibrate."
-        )
+        raise SettingsError(no_calibration(settings, spec, statistics))
     return Job(
         settings,
         tuple(checkpoints),
         tuple(members),
         dataset,
         plan,
-        stratified(splits["search"]),
+        stratified(splits["search" if settings.splits.chooses else "calibration"]),
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],
@@ -127,6 +127,15 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         alignment,
         tuple(notes),
     )
+
+
+def no_calibration(settings: MergeSettings, spec: Spec, statistics: bool) -> str:
+    """Why BatchNorm statistics cannot be re-estimated. statistics: whether the network has any."""
+    asked = UPDATE_BN if settings.method == UPDATE_BN else "--calibrate"
+    if statistics:
+        return f"{asked} needs calibration images: name them with --calibration-split."
+    what = f"{asked} re-estimates BatchNorm statistics, but {spec.architecture} has none"
+    return f"{what}." if settings.method == UPDATE_BN else f"{what}: remove --calibrate."
 
 
 def looked_at(plan: SplitPlan, settings: MergeSettings, statistics: bool) -> dict[str, Rows]:

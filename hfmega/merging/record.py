@@ -22,12 +22,12 @@ from hfmega.merging.last_mile import Mile
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
-from hfmega.models.library import merged_config, packages
+from hfmega.models.library import merged_config, packages, with_record
 from hfmega.models.library import read as read_spec
 from hfmega.report import card, lineage
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
-from hfmega.settings import recorded
+from hfmega.settings import UPDATE_BN, recorded
 from hfmega.weights.checkpoint import Checkpoint, save_weights
 from hfmega.weights.sources import rebuild
 
@@ -43,7 +43,9 @@ def report(
     single = rivals(leaves | earlier, average, chosen.recipe.calibrate, evaluator.network.can_calibrate)
     named = {member.name: member.recipe for member in job.merged}
     single += soup(named, bool(job.settings.calibrate), evaluator, job.search)
-    together = ensembles(evaluator, len(leaves), job.test)
+    updates = job.settings.method == UPDATE_BN  # it is shown against its source as it is, and not against itself
+    single = [rival for rival in single if rival.kind == "source" or not updates]
+    together = [] if updates else ensembles(evaluator, len(leaves), job.test)
     judged = evaluator.answers([rival.recipe for rival in single], job.test)
     nodes = evaluator.answers([*earlier.values(), *(merged.chosen.recipe for merged in tree[:-1])], job.test)
     fitness = [score.accuracy for score in evaluator.scores(list(earlier.values()), job.search)]
@@ -137,6 +139,9 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
         save_weights(beside, folder / RECIPE)
     blended = sum(coefficient != 0 for coefficient in recipe.coefficients) > 1
     config = merged_config(job.spec, "merged" if blended else None)
+    record = job.spec.record
+    if record and job.settings.method == UPDATE_BN and job.settings.splits.calibration is None:
+        config = with_record(config, {**record, "update_bn": True})  # no image was seen that was held out
     write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     return save_weights(rebuild(network.sources, recipe, statistics), folder / WEIGHTS)
 

@@ -106,6 +106,11 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
                     f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
                     + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
                 )
+                if searcher.done and len(searcher.history) < searcher.generations:
+                    output.say(
+                        f"{node.name}: no higher fitness in {job.settings.search.patience} generations: the search "
+                        f"stops after {len(searcher.history)} of {searcher.generations} (--patience)"
+                    )
 
 
 def scores_of(

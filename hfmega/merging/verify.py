@@ -229,6 +229,7 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
                 "allow_leak": settings.get("allow_leak", False),
                 "distill": settings.get("distill_split"),
                 "distills": settings.get("distill", False),
+                "chooses": not merge.lineage.updates_bn,
             }
         )
     except ValidationError as error:
@@ -329,9 +330,10 @@ def references(made: Lineage, evaluator: Evaluator, test: Split) -> dict[str, An
     earlier = {node.name: node.recipe for node in made.nodes if lineage.is_earlier(node)}
     averaged = list(leaves.values())[: -1 if made.settings.get("base") else None]
     single = rivals(leaves | earlier, centroid(averaged), made.recipe.calibrate, evaluator.network.can_calibrate)
-    single = [rival for rival in single if not (earlier and rival.kind == "average")]
+    shown = {reference.name for reference in made.references}
+    single = [rival for rival in single if rival.name in shown and not (earlier and rival.kind == "average")]
     named = leaves | earlier
     soups = [r.members for r in made.references if r.members and all(name in named for name in r.members)]
     single += [soup_of({name: named[name] for name in members}, evaluator.network.can_calibrate) for members in soups]
     judged = dict(zip((r.name for r in single), evaluator.answers([r.recipe for r in single], test), strict=True))
-    return judged | dict(ensembles(evaluator, len(leaves), test))
+    return judged | ({} if made.updates_bn else dict(ensembles(evaluator, len(leaves), test)))

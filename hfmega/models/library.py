@@ -177,6 +177,11 @@ def record_of(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return cast(dict[str, Any], record) if whole else None
 
 
+def with_record(document: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with how hfmega trained the network."""
+    return {**document, "hfmega": dict(record)}
+
+
 def write_trained(spec: Spec, model: nn.Module, labels: Sequence[str], seed: int, path: Path) -> None:
     """Write the config of a network that hfmega trained. spec: with the record of its training."""
     _library(spec.library).write_trained(spec, model, labels, seed, path)

@@ -150,8 +150,8 @@ def top_rows(lineage: Lineage) -> list[tuple[str, Reference | Result]]:
     """What a visitor sees first: the merge, the best source, the better ensemble."""
     rows: list[tuple[str, Reference | Result]] = [(wording.row_name(lineage), lineage.result)]
     best = wording.best_reference(lineage)
-    if best is not None and not (lineage.held is not None and wording.is_itself(lineage)):
-        rows.append((f"best source: {wording.said(best)}" if best.kind != "average" else wording.said(best), best))
+    if best is not None and (lineage.updates_bn or lineage.held is None or not wording.is_itself(lineage)):
+        rows.append((wording.rival_name(lineage, best), best))
     together = [reference for reference in lineage.references if reference.kind == "ensemble"]
     if together:
         better = max(together, key=lambda reference: reference.accuracy)

@@ -1,12 +1,15 @@
 """The command that makes a merge again."""
 
 import shlex
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import yaml
 
 from hfmega.report.lineage import Lineage, SourceEntry
-from hfmega.settings import OFFERED, PRESETS, standard
+from hfmega.settings import EARLIER, METHODS, OFFERED, PRESETS, UPDATE_BN, standard
+
+UPDATING: Final = ("calibration_split", "test_split", "image_column", "label_column")
 
 
 def command(lineage: Lineage) -> str:
@@ -16,11 +19,14 @@ def command(lineage: Lineage) -> str:
     """
     settings, preset = lineage.settings, lineage.settings["preset"]
     named = [argument(source) for source in lineage.sources]
+    if lineage.updates_bn:
+        given = [word for name in UPDATING if settings.get(name) for word in (OFFERED[name].flag, str(settings[name]))]
+        return shlex.join(["hfmega", UPDATE_BN, *named, "--dataset", lineage.data.id, *given])
     base = ["--base", named.pop()] if settings.get("base") else []
     words = ["hfmega", "merge", *named, *base, "--dataset", lineage.data.id]
     words += ["--preset", preset] if preset != "default" else []
     known, switches = standard(preset if preset in PRESETS else "default"), []
-    settings = {"exact": True, **settings, "preset": None, "base": None}  # said above; early lineages were all exact
+    settings = {**meant(settings), "preset": None, "base": None}  # said above
     for name, one in OFFERED.items():
         value = settings.get(name)
         if name == "calibrate":
@@ -37,7 +43,7 @@ def command(lineage: Lineage) -> str:
 
 def configuration(lineage: Lineage) -> str:
     """The recorded settings as the YAML that `hfmega merge --config` reads: sources, and the flags by their names."""
-    settings = {"exact": True, **lineage.settings}  # early lineages were all exact
+    settings = meant(lineage.settings)
     named = [argument(source) for source in lineage.sources]
     base = {"base": named.pop()} if settings.get("base") else {}
     known: dict[str, Any] = {"sources": named, **base, "dataset": lineage.data.id}
@@ -52,6 +58,13 @@ def configuration(lineage: Lineage) -> str:
         else:
             known[flag] = value
     return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6))
+
+
+def meant(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings, and what older lineages mean where they say nothing."""
+    method = settings.get("method", "mega")
+    used = METHODS[method].flags if method in METHODS else frozenset()
+    return {**{name: value for name, value in EARLIER.items() if name in used}, **settings}
 
 
 def argument(source: SourceEntry) -> str:

@@ -16,6 +16,7 @@ from hfmega.evaluation.answers import Verdict
 from hfmega.folder import RECIPE, write_atomically
 from hfmega.search import Generation
 from hfmega.search.recipe import Recipe, source_alone
+from hfmega.settings import UPDATE_BN
 from hfmega.weights.tensors import read_tensors
 
 FORMAT_VERSION: Final = 1
@@ -224,6 +225,11 @@ class Lineage:
     repo_id: str | None = None
     card: int = 1
     __pydantic_config__: ClassVar = NUMBERS
+
+    @property
+    def updates_bn(self) -> bool:
+        """Whether this is no merge, but one source whose BatchNorm statistics were re-estimated."""
+        return bool(self.settings.get("method") == UPDATE_BN)
 
     @property
     def aligned(self) -> bool:

@@ -31,16 +31,17 @@ def below_title(lineage: Lineage) -> str:
 def headline(lineage: Lineage) -> str:
     """The merge against the best source on the same images."""
     result, best = lineage.result, best_reference(lineage)
-    if lineage.held is not None and is_itself(lineage):
+    if lineage.held is not None and is_itself(lineage) and not lineage.updates_bn:
         low, high = result.interval
         return (
             f"It is the best source on the test images too: {percent(result.accuracy)} "
             f"(95 % interval {percent(low, bare=True)} to {percent(high)}, {result.total:,} images)."
         )
+    as_it_is = "the source as it is" if lineage.updates_bn else None
     opening = {
-        "better": f"Better than {each(best)}",
-        "worse": f"Worse than {its_best(best)}",
-        "no difference shown": f"No difference shown to {its_best(best)}",
+        "better": f"Better than {as_it_is or each(best)}",
+        "worse": f"Worse than {as_it_is or its_best(best)}",
+        "no difference shown": f"No difference shown to {as_it_is or its_best(best)}",
     }[result.verdict]
     return f"{opening}: {percent(result.accuracy)} against {percent(accuracy_of(best))} ({measured(lineage)})."
 
@@ -55,6 +56,8 @@ def measured(lineage: Lineage) -> str:
 def title(lineage: Lineage) -> str:
     """What the result is, in a line."""
     names = [source.name for source in lineage.weighted]
+    if lineage.updates_bn:
+        return f"{names[0]} with re-estimated BatchNorm statistics"
     if lineage.held is not None:
         return f"No merge of {listed(tried(lineage))} beat {lineage.held}"
     if lineage.trained and lineage.last_mile is not None:
@@ -67,9 +70,18 @@ def title(lineage: Lineage) -> str:
 
 def row_name(lineage: Lineage) -> str:
     """What the result is called in tables and figures."""
+    if lineage.updates_bn:
+        return f"{lineage.sources[0].name}, {RE_ESTIMATED}"
     if lineage.held is None:
         return "this merge"
     return f"kept: {lineage.held}" + (f", {RE_ESTIMATED}" if lineage.recipe.calibrate else "")
+
+
+def rival_name(lineage: Lineage, best: Reference) -> str:
+    """What the verdict is over, as a row below the result."""
+    if lineage.updates_bn:
+        return f"{said(best)} as it is"
+    return said(best) if best.kind == "average" else f"best source: {said(best)}"
 
 
 def tried(lineage: Lineage) -> list[str]:
@@ -130,6 +142,8 @@ def is_itself(lineage: Lineage) -> bool:
 def advice(lineage: Lineage) -> str | None:
     """What to use. It follows the test images: where the run-off chose what is worse on them, it says so."""
     result, best = lineage.result, best_reference(lineage)
+    if lineage.updates_bn:
+        return f"Use {lineage.sources[0].name} as it is." if result.verdict == "worse" else None
     if result.verdict == "worse" and best is not None:
         use = f"use {said(best)}"
         if not lineage.candidates:

@@ -29,15 +29,16 @@ class MeGA:
         self.history: list[Generation] = []
         self.population = self._first()
         self._best: tuple[tuple[float, ...], Recipe] | None = None
+        self._stale = 0  # generations since the best fitness rose; a lower loss at the same accuracy is no rise
 
     @property
     def generations(self) -> int:
-        """How many populations will be scored."""
+        """How many populations will be scored at most."""
         return self.settings.generations
 
     @property
     def done(self) -> bool:
-        return len(self.history) == self.generations
+        return len(self.history) == self.generations or 0 < self.settings.patience <= self._stale
 
     @property
     def best(self) -> Recipe:
@@ -54,6 +55,8 @@ class MeGA:
         """Take the scores of the population and breed the next one, unless this was the last."""
         ranks = [self._rank(score) for score in scores]
         fittest = max(range(len(ranks)), key=ranks.__getitem__)
+        risen = self._best is None or ranks[fittest][:2] > self._best[0][:2]
+        self._stale = 0 if risen else self._stale + 1
         if self._best is None or ranks[fittest] > self._best[0]:
             self._best = ranks[fittest], self.population[fittest]
         self.history.append(self._summary(scores))

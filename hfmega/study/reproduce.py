@@ -128,6 +128,7 @@ def training(settings: ReproduceSettings, network: str, seed: int) -> TrainSetti
         seed=seed,
         image_size=paper.PIXELS,
         bf16=settings.bf16,
+        update_bn=False,
     )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
 from hfmega.data.images import load_split
 from hfmega.errors import HfmegaError, SettingsError
+from hfmega.evaluation.answers import answers
 from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.folder import CONFIG, WEIGHTS, check_output, finish, open_run
 from hfmega.hub import pull
@@ -22,9 +24,14 @@ from hfmega.models.fit import Schedule, fit, seconds_per_step
 from hfmega.models.library import Spec, build, normalizer
 from hfmega.output import Output
 from hfmega.report import card
-from hfmega.weights.checkpoint import load_weights, save_weights
+from hfmega.report.markdown import short
+from hfmega.search.recipe import Recipe
+from hfmega.weights.checkpoint import Checkpoint, load_weights, save_weights
+from hfmega.weights.sources import Sources, rebuild
 
 STATE: Final = "training.pt"
+AS_TRAINED: Final = Recipe((1.0,))
+UPDATED: Final = Recipe((1.0,), calibrate=True)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class TrainSettings:
     """MeGA, section 4: 50 epochs of batches of 256, Adam at a constant 0.01, no augmentation, float32.
 
     image_size: pixels of a side, which are then fed as pixels / 255; None: what timm says of the network.
-    decay, augment, compiled: see `Schedule`.
+    decay, augment, compiled: see `Schedule`. update_bn: whether BatchNorm statistics are re-estimated at the end.
     """
 
     network: str
@@ -51,6 +58,7 @@ class TrainSettings:
     image_size: int | None = None
     bf16: bool = False
     compiled: bool | None = None
+    update_bn: bool = True
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -66,16 +74,31 @@ class TrainSettings:
         return Schedule(**shared, augment="flips and crops" if self.augment else "none")
 
 
-def train(settings: TrainSettings, output: Output) -> Evaluation | None:
+@dataclass(frozen=True)
+class Trained:
+    """What was written, judged on the held-out images, if there are any.
+
+    as_trained, updated: accuracy with the running BatchNorm statistics of the training, and with re-estimated ones; the
+    latter is None for a network without BatchNorm.
+    """
+
+    held_out: Evaluation | None
+    as_trained: float | None = None
+    updated: float | None = None
+
+
+def train(settings: TrainSettings, output: Output) -> Trained:
     """Train, or go on training, and write a checkpoint folder; returns how it does on the held-out images, if any.
 
-    A state is kept after every epoch; the same command again resumes from it to the same weights.
+    A state is kept after every epoch; the same command again resumes from it to the same weights. At the end BatchNorm
+    statistics become exact averages over the training images, unless the settings keep those of the training.
     Raises HfmegaError for anything that stands in the way.
     """
     check_output(settings.output, WEIGHTS, settings.overwrite)
     dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column)
     spec, start = starting_point(settings, dataset)
-    record = make_record(settings, dataset)
+    updates = settings.update_bn and library.has_statistics(spec)
+    record = make_record(settings, dataset) | ({"update_bn": True} if updates else {})
     images = load_split(dataset, rows_of(dataset, record["train_split"]), spec, "train")
     device = processes().device
     output.say(
@@ -94,17 +117,47 @@ def train(settings: TrainSettings, output: Output) -> Evaluation | None:
             work / STATE,
             output,
         )
-        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        network = Network(spec, Sources([state], dict(model.named_parameters()), device), images)
+        if updates:
+            state = rebuild(network.sources, UPDATED, network.statistics(UPDATED))
         labels = list(spec.labels or dataset.classes)
         library.write_trained(replace(spec, record=record), model, labels, settings.seed, settings.output / CONFIG)
         save_weights(state, settings.output / WEIGHTS)
         checkpoint = pull.pull(str(settings.output))
-        held_out = (
-            evaluate_checkpoint(checkpoint, dataset, record["held_out_split"]) if record["held_out_split"] else None
-        )
-        card.write_source_card(checkpoint.spec, held_out, settings.output)
+        found = judged(network, checkpoint, dataset)
+        card.write_source_card(checkpoint.spec, found.held_out, settings.output)
         finish(settings.output)
-    return held_out
+    return found
+
+
+def judged(network: Network, checkpoint: Checkpoint, dataset: Dataset) -> Trained:
+    """The written checkpoint on the images that it was not trained on, and both ways of its BatchNorm statistics."""
+    chosen = (checkpoint.record or {}).get("held_out_split")
+    if not chosen:
+        return Trained(None)
+    split = load_split(dataset, rows_of(dataset, chosen), checkpoint.spec, chosen)
+    ways = [AS_TRAINED, UPDATED] if network.can_calibrate else [AS_TRAINED]
+    accuracies = [answers(network.predict(way, split), split.labels).accuracy for way in ways]
+    return Trained(evaluate_checkpoint(checkpoint, dataset, chosen), *accuracies)
+
+
+def spoken(trained: Trained, updated: bool) -> list[str]:
+    """What a training came to, in sentences. updated: whether re-estimated statistics were written."""
+    held_out = trained.held_out
+    if held_out is None:
+        return ["no images were held out, so there is no accuracy to report"]
+    on = f"on the {held_out.total:,} held-out images ({short(held_out.split)})"
+    if trained.as_trained is None or trained.updated is None:
+        return [f"accuracy {held_out.accuracy:.4f} {on}"]
+    kept = "re-estimated" if updated else "running"
+    return [
+        f"accuracy {trained.updated:.4f} with re-estimated BatchNorm statistics, {trained.as_trained:.4f} with the "
+        f"running ones of the training, {on}",
+        "why they differ: running statistics are a moving average that lags behind the weights, most of all after few "
+        "steps; re-estimated ones are exact averages over the training images with the final weights",
+        f"written: the {kept} statistics" + ("" if updated else " (hfmega update-bn re-estimates them)"),
+    ]
 
 
 def starting_point(settings: TrainSettings, dataset: Dataset) -> tuple[Spec, dict[str, Tensor] | None]:

@@ -21,7 +21,7 @@ from support.commands import run
 from hfmega.cli.commands import cli, merge
 from hfmega.cli.config import merge_settings
 from hfmega.cli.errors import PROBLEMS
-from hfmega.settings import OFFERED, PRESETS, SWITCHES, MergeSettings, recorded
+from hfmega.settings import METHODS, OFFERED, PRESETS, SWITCHES, MergeSettings, recorded
 
 CARDS = Path(__file__).parents[2] / "cards"
 FOUND: list[MergeSettings] = []
@@ -119,6 +119,8 @@ def test_the_command_of_a_card_gives_the_settings_of_its_lineage(asked: Callable
         made = read(path)
         found = recorded(asked(*shlex.split(command(made))[2:]))
         assert found | made.settings == found, path
+        if METHODS[made.settings.get("method", "mega")].searches:
+            assert found["patience"] == made.settings.get("patience", 0), path  # there was none before the setting
 
 
 def test_like_of_no_merge_is_one_sentence(tmp_path: Path) -> None:

@@ -80,3 +80,9 @@ def test_an_inspection_names_no_flag_of_calibration(sources: tuple[Path, Path], 
     done = run("inspect", *sources, *DIGITS[:4], "-o", tmp_path / "seen")
     assert done.code == 0, done.stderr
     assert "calibrate" not in done.stdout + done.stderr
+
+
+def test_there_is_nothing_to_update(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run("update-bn", sources[0], "--dataset", "digits", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "update-bn re-estimates BatchNorm statistics, but test_vit has none." in done.stderr

@@ -14,8 +14,10 @@ from hfmega.search.cma import CMAES
 from hfmega.search.ga import MeGA
 from hfmega.search.random import RandomSearch
 from hfmega.search.recipe import Recipe, source_alone, uniform_average
-from hfmega.settings import AUTHOR, DEFAULT, PAPER, GASettings
+from hfmega.settings import AUTHOR, PAPER, GASettings
+from hfmega.settings import DEFAULT as PRESET
 
+DEFAULT = replace(PRESET, patience=0)  # searches of a known length
 FAILED = (0.0, math.inf)
 
 
@@ -77,6 +79,7 @@ def test_the_smallest_search_runs() -> None:
 
 
 def test_the_presets_hold_the_constants_of_the_paper() -> None:
+    assert (PAPER.patience, AUTHOR.patience, PRESET.patience) == (0, 0, 5)
     for settings in (PAPER, AUTHOR, DEFAULT):
         assert (settings.population, settings.generations, settings.parents, settings.tournament) == (20, 20, 4, 3)
         assert settings.mutation_rate == 0.02
@@ -311,3 +314,34 @@ def test_another_seed_is_another_search(settings: GASettings) -> None:
 def test_there_is_no_best_before_the_first_scores() -> None:
     with pytest.raises(HfmegaError, match="no population has been scored yet"):
         _ = MeGA(leaves(2), PAPER, seed=1).best
+
+
+@pytest.mark.parametrize("searcher", [MeGA, CMAES, RandomSearch])
+def test_a_search_stops_when_its_fitness_has_not_risen_for_as_long_as_its_patience(searcher: type[MeGA]) -> None:
+    flat = searcher(leaves(2), replace(DEFAULT, patience=3), 1)
+    assert len(run(flat, lambda _: Told(0.5))) == 4  # the first one is the best, and three bring nothing
+    tireless = searcher(leaves(2), replace(DEFAULT, patience=0), 1)
+    assert len(run(tireless, lambda _: Told(0.5))) == DEFAULT.generations
+
+
+def test_a_higher_fitness_renews_the_patience() -> None:
+    told = iter([0.1, 0.1, 0.2, 0.2, 0.2, 0.9])
+    searcher = MeGA(leaves(2), replace(PAPER, population=2, tournament=1, patience=2), 1)
+    while not searcher.done:
+        accuracy = next(told)
+        searcher.tell([Told(accuracy), Told(accuracy)])
+    assert [generation.best for generation in searcher.history] == [0.1, 0.1, 0.2, 0.2, 0.2]
+
+
+def test_a_lower_loss_at_the_same_accuracy_does_not_renew_it() -> None:
+    losses = iter(range(100, 0, -1))
+    searcher = MeGA(leaves(2), replace(DEFAULT, patience=3), 1)
+    assert len(run(searcher, lambda _: Told(0.5, next(losses) / 100) if searcher.history else Told(0.5))) == 4
+
+
+def test_patience_only_cuts_a_search_short() -> None:
+    """The populations up to there are those of a search without it, so that resuming and replaying stay exact."""
+    patient, tireless = (MeGA(leaves(3), replace(DEFAULT, patience=p), 4) for p in (2, 0))
+    short, whole = run(patient), run(tireless)
+    assert len(short) < len(whole)
+    assert short == whole[: len(short)]

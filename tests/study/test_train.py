@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from support.specs import spec
 
+from hfmega.data.dataset import open_dataset
 from hfmega.errors import HfmegaError
+from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.hub import pull
 from hfmega.models import fit
 from hfmega.output import Output
@@ -91,6 +93,26 @@ def test_a_source_in_place_of_an_architecture_is_where_training_starts(trained: 
     train.train(replace(settings(tmp_path / "out"), network=str(trained), epochs=1, learning_rate=1e-9), QUIET)
     trunk, ours = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert torch.allclose(trunk["conv1.weight"], ours["conv1.weight"], atol=1e-6)
+
+
+def test_statistics_are_re_estimated_at_the_end_unless_asked_not_to(trained: Path, tmp_path: Path) -> None:
+    kept = train.train(replace(settings(tmp_path / "out"), update_bn=False), QUIET)
+    ours, theirs = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert differ
+    assert all(name.endswith(("running_mean", "running_var")) for name in differ)
+    records = [pull.pull(str(folder)).record or {} for folder in (trained, tmp_path / "out")]
+    assert [record.get("update_bn") for record in records] == [True, None]
+    assert kept.held_out is not None
+    assert kept.held_out.accuracy == kept.as_trained
+    assert kept.updated is not None
+    again = evaluate_checkpoint(pull.pull(str(trained)), open_dataset("digits"), "train[:1000]")
+    assert again.accuracy == pytest.approx(kept.updated, abs=1e-3)
+    first, why, written = train.spoken(kept, updated=False)
+    assert f"{kept.updated:.4f} with re-estimated" in first
+    assert f"{kept.as_trained:.4f} with the running" in first
+    assert "lags behind" in why
+    assert "hfmega update-bn" in written
 
 
 def test_seeds_differ(trained: Path, tmp_path: Path) -> None:

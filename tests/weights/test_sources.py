@@ -278,7 +278,7 @@ def test_the_noise_cache_stays_below_its_limit_and_forgets_the_oldest() -> None:
 
 def test_the_noise_of_a_late_population_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = Draws("made-up scores")
-    search = MeGA([source_alone(k, 2) for k in range(2)], DEFAULT, seed=0)
+    search = MeGA([source_alone(k, 2) for k in range(2)], replace(DEFAULT, patience=0), seed=0)
     while True:
         population = search.ask()
         search.tell([Score(draws.below(1000), 1000, draws.uniform()) for _ in population])
