@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 HFMEGA := $(BIN)/hfmega
-DIGITS := --dataset digits --train-split 'train[400:]' --batch-size 64
+DIGITS := --dataset digits --image-size 8 --batch-size 64
+BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 8 --lr 0.03
 
 # Checkpoints that are trained already: a folder, or the beginning of Hub ids. What is missing is trained.
 SOURCES ?=
@@ -12,13 +13,20 @@ SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 20
 
 .PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small quality bench wheel clean
 
-demo: .venv/installed  ## train three small networks on scikit-learn's digits and merge two of them
+demo: .venv/installed  ## three branches of a trunk saw different images of scikit-learn's digits; merged they are better
 	rm -rf runs/demo
-	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 8 --seed 1 -o runs/demo/trunk
-	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 5 --seed 2 --init runs/demo/trunk -o runs/demo/branch-2
-	$(HFMEGA) train resnet8_cifar $(DIGITS) --epochs 5 --seed 3 --init runs/demo/trunk -o runs/demo/branch-3
-	$(HFMEGA) merge runs/demo/branch-2 runs/demo/branch-3 --dataset digits --population 12 --generations 5 -o runs/demo/merged
-	@echo "the card: runs/demo/merged/README.md"
+	$(HFMEGA) train resnet8_cifar $(DIGITS) --train-split 'train[:900]' --epochs 15 --seed 1 -o runs/demo/trunk
+	$(BRANCH) --train-split 'train[:300]' --seed 11 -o runs/demo/branch-1
+	$(BRANCH) --train-split 'train[300:600]' --seed 12 -o runs/demo/branch-2
+	$(BRANCH) --train-split 'train[600:900]' --seed 13 -o runs/demo/branch-3
+	$(HFMEGA) merge runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 --dataset digits --calibrate \
+	    --population 12 --generations 5 -o runs/demo/merged --json > runs/demo/merged.json
+	@grep -q '"verdict": "better"' runs/demo/merged.json || { echo "demo: the verdict is not better"; exit 1; }
+	@echo
+	@echo "The model card: runs/demo/merged/README.md. Three commands to try next:"
+	@echo "  $(HFMEGA) verify runs/demo/merged"
+	@echo "  $(HFMEGA) inspect runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 --dataset digits"
+	@echo "  $(HFMEGA) update-bn runs/demo/branch-1 --dataset digits -o runs/demo/updated"
 
 TRACE ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(if $(TRACE),-m coverage run )-m pytest --numprocesses auto

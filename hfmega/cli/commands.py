@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from hfmega.cli.options import (
     run_options,
     token_option,
 )
-from hfmega.launch import Terminated, leave
+from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
 
 
@@ -342,10 +343,18 @@ def publish(folder: Path, target: Any, output: Any, flags: dict[str, Any]) -> st
     return publish_folder(folder, target, output, flags.get("push_anyway", False), flags.get("push_sources", False))
 
 
+def say_start(arguments: Sequence[str]) -> None:
+    """A first line at once: importing torch and timm takes seconds, in which nothing else can be said."""
+    command, asks_help = next(iter(arguments), ""), not {"-h", "--help"}.isdisjoint(arguments)
+    if command in cli.commands and not asks_help and DISTRIBUTED not in os.environ:
+        click.echo(f"hfmega {__version__}: {command}", err=True)
+
+
 def main() -> None:
     """The entry point: exit 0 done, 1 a problem stated in one sentence, 2 wrong usage, 130 or 143 stopped."""
     hide_token()
     sys.excepthook = show
+    say_start(sys.argv[1:])
     try:
         with terminable():
             sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)

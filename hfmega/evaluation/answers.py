@@ -5,7 +5,6 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 Verdict = Literal["better", "no difference shown", "worse"]
@@ -63,12 +62,16 @@ def pool(first: Answers, second: Answers) -> Answers:
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson 1927)."""
+    from scipy import stats  # half a second of CPU
+
     interval = stats.binomtest(correct, total).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def compare(model: Answers, reference: Answers) -> Comparison:
     """McNemar's exact test on the images where the two differ; the interval is Student's on the paired differences."""
+    from scipy import stats  # half a second of CPU
+
     difference = model.correct.astype(np.int64) - reference.correct
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
     gain = float(difference.mean())
@@ -87,6 +90,8 @@ def compare_losses(model: Answers, reference: Answers) -> tuple[float, tuple[flo
 
     None where a loss is not finite.
     """
+    from scipy import stats  # half a second of CPU
+
     difference = reference.loss - model.loss
     if not np.isfinite(difference).all():
         return None
@@ -99,6 +104,8 @@ def compare_losses(model: Answers, reference: Answers) -> tuple[float, tuple[flo
 
 def clearly_lower_loss(challenger: Answers, standing: Answers) -> bool:
     """Whether the challenger's mean loss is lower by more than one standard error of the paired difference."""
+    from scipy import stats  # half a second of CPU
+
     if not np.isfinite(challenger.mean_loss):
         return False
     if not np.isfinite(standing.mean_loss):

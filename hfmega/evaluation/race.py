@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
-from scipy import stats
 
 from hfmega.evaluation.answers import Answers
 
@@ -88,6 +87,8 @@ def worse(model: Answers, other: Answers, left: int, race: Race) -> bool:
 
     Accuracy: McNemar's exact test, one-sided; loss: the paired difference against its standard error.
     """
+    from scipy import stats  # half a second of CPU
+
     if race.fitness == "loss":
         higher = model.loss - other.loss
         return bool(higher.mean() > stats.norm.isf(race.error_rate) * stats.sem(higher))

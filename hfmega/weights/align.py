@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx
 
 from hfmega.errors import SourceError
@@ -80,6 +79,8 @@ def closeness(reference: Mapping[str, Tensor], state: Mapping[str, Tensor], spac
 
 def assignment(similarity: Tensor) -> Tensor:
     """int64 [size]: for each channel of the reference the channel of the other that it gets."""
+    from scipy.optimize import linear_sum_assignment  # needed by --align only
+
     return torch.from_numpy(linear_sum_assignment(similarity.numpy(), maximize=True)[1]).long()
 
 

@@ -243,3 +243,13 @@ def test_evaluate_prints_the_contract(tiny_sources: tuple[Path, Path], capsys: p
     assert found["accuracy"] == found["correct"] / 100
     assert set(found["per_class"]) == set("0123456789")
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+
+
+def test_a_command_says_its_name_before_anything_heavy_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate", "./nowhere").stderr.splitlines()[0] == f"hfmega {hfmega.__version__}: evaluate"
+    assert run("evaluate", "--help").stderr == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")  # in one of several processes that a first one started
+    commands.say_start(["merge", "a", "b"])
+    assert capsys.readouterr().err == ""

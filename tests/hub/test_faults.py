@@ -176,6 +176,7 @@ def test_a_revision_that_moves_between_two_downloads(
     hub.requests.clear()
     reply = client.ask(hub.environment(tmp_path / "two", TOKEN), PULL + "\nvalue += [found.spec.config]", {})
     table.append(("a revision that moves between two downloads", said(reply)))
+    assert reply.error is None, reply
     weights, commit, config = reply.value
     assert config == {"architecture": "resnet8_cifar", "num_classes": 10, "pretrained_cfg": config["pretrained_cfg"]}
     asked = {path.split("/resolve/")[1].split("/")[0] for _, path in hub.requests if "/resolve/" in path} - {"main"}
