@@ -23,13 +23,11 @@ from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.models.fit import Schedule
 from hfmega.output import Output
-from hfmega.report.lineage import LastMile
+from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, LastMile
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.checkpoint import save_weights
 from hfmega.weights.sources import rebuild
 
-FROM_BEST_SOURCE: Final = "the same last mile from the best source"
-SELF_TAUGHT: Final = "the start, taught by itself"
 RATES: Final = (0.003, 0.0005)  # young networks need the first, fine-tuned ones the second
 BATCH_SIZE: Final = 128
 IMAGES: Final = 45_000  # that a training sees, in whole epochs

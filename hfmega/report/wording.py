@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hfmega.report.lineage import Gain, Kind, Lineage, Reference
+from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Gain, Kind, Lineage, Reference
 from hfmega.report.markdown import number, percent
 from hfmega.search.recipe import uniform_average
 
@@ -215,14 +215,35 @@ def compared(gain: Gain) -> str:
 
 def credit(lineage: Lineage) -> str | None:
     """How much of the gain comes from the other sources, if there were controls."""
-    if not lineage.controls:
-        return None
-    alone = lineage.controls[0]
-    reached = "; ".join(f"{c.name}: {number(c.accuracy)} ({points(c.remainder)} left)" for c in lineage.controls)
-    return (
+    controls = [control for control in lineage.controls if control.name not in (FROM_BEST_SOURCE, SELF_TAUGHT)]
+    taught = beside_last_mile(lineage)
+    if not controls:
+        return taught
+    alone = controls[0]
+    reached = "; ".join(f"{c.name}: {number(c.accuracy)} ({points(c.remainder)} left)" for c in controls)
+    return " ".join(filter(None, [taught])) + (
         f"Of the gain of {points(lineage.result.accuracy - alone.start)} points over {alone.source}, "
         f"{points(alone.remainder)} come from the other sources ({reached})."
     )
+
+
+def beside_last_mile(lineage: Lineage) -> str | None:
+    """What the same training gives without the other sources, and without the merge."""
+    known = {control.name: control for control in lineage.controls}
+    said = []
+    if SELF_TAUGHT in known:
+        one = known[SELF_TAUGHT]
+        said.append(
+            f"Taught by itself instead of by all sources, {one.source} reaches {percent(one.accuracy)} "
+            f"({points(one.remainder, 1)} points come from the other sources)."
+        )
+    if FROM_BEST_SOURCE in known:
+        one = known[FROM_BEST_SOURCE]
+        said.append(
+            f"The same training from the best source, {one.source}, reaches {percent(one.accuracy)} "
+            f"({points(one.remainder, 1)} points come from the merge before it)."
+        )
+    return " ".join(said) or None
 
 
 def points(share: float, decimals: int = 2, sign: bool = True) -> str:

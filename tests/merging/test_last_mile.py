@@ -18,13 +18,12 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging import gather, replay, verify
-from hfmega.merging.last_mile import FROM_BEST_SOURCE, SELF_TAUGHT
 from hfmega.merging.merge import merge
 from hfmega.models import fit
 from hfmega.models.library import Spec
 from hfmega.output import Output
 from hfmega.report import lineage
-from hfmega.report.lineage import Lineage
+from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Lineage
 from hfmega.settings import DEFAULT, LastMileSettings, MergeSettings, SplitRequest
 from hfmega.weights.checkpoint import load_weights
 from hfmega.weights.sources import mix
