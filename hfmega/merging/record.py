@@ -67,7 +67,8 @@ def report(
     result = judge(sha256, chosen, merged, single, judged, trained is not None)
     names = job.spec.labels or job.dataset.classes
     per_class = by_class(names, job.test.labels, merged, best_of(single, judged)[1])
-    accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), merged.accuracy]
+    last = mile.record.accuracy_of_start if mile else merged.accuracy  # a node is its recipe, not what it was taught
+    accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), last]
     made = Lineage(
         format_version=lineage.FORMAT_VERSION,
         hfmega_version=__version__,

@@ -56,7 +56,7 @@ def test_recorded_sources_are_merged_on_images_that_neither_was_trained_on(
     assert replay(str(tmp_path / "out")).equal
 
 
-@pytest.mark.parametrize("name", ["resnet8-s44-s45", "effnet-ft1-ft2"])
+@pytest.mark.parametrize("name", ["resnet8-s44-s45", "effnet-ft1-ft2", "resnet8-distilled"])
 def test_a_published_card_replays_to_its_hash(name: str, shared_checkpoints: Path) -> None:
     assert replay(str(CARDS / name), shared_checkpoints).equal
 
