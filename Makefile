@@ -13,7 +13,8 @@ SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 20
 
 .PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small quality bench wheel clean
 
-demo: .venv/installed  ## three branches of a trunk saw different images of scikit-learn's digits; merged they are better
+demo: export OMP_NUM_THREADS = 1  # whose rounding the verdict of so small networks depends on
+demo: .venv/installed  ## merge three branches of a trunk, each of which saw a third of scikit-learn's digits
 	rm -rf runs/demo
 	$(HFMEGA) train resnet8_cifar $(DIGITS) --train-split 'train[:900]' --epochs 15 --seed 1 -o runs/demo/trunk
 	$(BRANCH) --train-split 'train[:300]' --seed 11 -o runs/demo/branch-1
@@ -21,7 +22,6 @@ demo: .venv/installed  ## three branches of a trunk saw different images of scik
 	$(BRANCH) --train-split 'train[600:900]' --seed 13 -o runs/demo/branch-3
 	$(HFMEGA) merge runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 --dataset digits --calibrate \
 	    --population 12 --generations 5 -o runs/demo/merged --json > runs/demo/merged.json
-	@grep -q '"verdict": "better"' runs/demo/merged.json || { echo "demo: the verdict is not better"; exit 1; }
 	@echo
 	@echo "The model card: runs/demo/merged/README.md. Three commands to try next:"
 	@echo "  $(HFMEGA) verify runs/demo/merged"
