@@ -8,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 T = TypeVar("T")
+CHANGED: Final = "Consistency check failed"  # the client's words for a file that got another commit on its way
 ATTEMPTS: Final = 5
 LONGEST_WAIT: Final = 60.0  # seconds, however long the Hub asks for
 PASSING: Final = (408, 429, 500, 502, 503, 504)  # statuses of a Hub that is busy or ill, not of a wrong request
@@ -17,6 +18,8 @@ def passing(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment: the Hub is busy or ill, or the connection was lost."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING
+    if isinstance(error, OSError) and CHANGED in str(error):
+        return True
     return isinstance(error, httpx2.TransportError)
 
 

@@ -256,3 +256,8 @@ def test_a_warm_cache_is_enough_offline_and_is_checked(hub: Hub, tmp_path: Path,
     damaged = client.ask({**environment, "HF_HUB_OFFLINE": "1"}, PULL, {})
     table.append(("offline, with a damaged cache", said(damaged)))
     assert damaged.error == "SourceError"
+
+
+def test_a_file_that_got_another_commit_on_its_way_is_asked_for_again() -> None:
+    assert retry.passing(OSError("Consistency check failed: file should be of size 52 but has size 80"))
+    assert not retry.passing(OSError("No space left on device"))
