@@ -14,7 +14,6 @@ pytestmark = pytest.mark.system
 MEASURE = """
 import resource, sys
 import numpy as np
-from support.specs import spec
 from hfmega.evaluation.network import Network
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import load_split
