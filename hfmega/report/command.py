@@ -63,7 +63,7 @@ def configuration(lineage: Lineage) -> str:
 def meant(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded settings, and what older lineages mean where they say nothing."""
     method = settings.get("method", "mega")
-    used = METHODS[method].flags if method in METHODS else frozenset()
+    used = METHODS[method].flags if isinstance(method, str) and method in METHODS else frozenset()
     return {**{name: value for name, value in EARLIER.items() if name in used}, **settings}
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 import atheris
 import torch
 from safetensors.torch import save
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from support.places import CARDS
 
 with atheris.instrument_imports(include=["hfmega"]):
