@@ -35,7 +35,7 @@ class NoiseCache:
         """What `noise_values` says of a term, on the device: int32 (of huge networks int64) and float32 [hits]."""
         index, lots = self._drawn(noise)
         if noise.sigma not in self._scaled:
-            table = normal_table() * np.float32(noise.sigma)
+            table = scaled(noise.sigma)
             self._scaled[noise.sigma] = torch.from_numpy(table).to(self._device)
         return index, self._scaled[noise.sigma].index_select(0, lots.int())
 
@@ -56,7 +56,14 @@ class NoiseCache:
 def noise_values(noise: Noise, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """The elements that a noise term (of weight 1) hits: int64 [hits] into the flat vector; their float32 [hits]."""
     index, lots = noise_lots(noise, layout)
-    return index, normal_table()[lots] * np.float32(noise.sigma)
+    return index, scaled(noise.sigma)[lots]
+
+
+def scaled(sigma: float) -> NDArray[np.float32]:
+    """The normal quantiles times a standard deviation: float32 [65536]; beyond what float32 holds they are infinite."""
+    with np.errstate(over="ignore"):
+        table: NDArray[np.float32] = normal_table() * np.float32(sigma)
+    return table
 
 
 def noise_lots(noise: Noise, layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
