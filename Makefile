@@ -29,7 +29,7 @@ demo: .venv/installed  ## merge three branches of a trunk, each of which saw a t
 	@echo "  $(HFMEGA) update-bn runs/demo/branch-1 --dataset digits -o runs/demo/updated"
 
 TRACE ?=
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(if $(TRACE),-m coverage run )-m pytest --numprocesses auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(if $(TRACE),-m coverage run )-m pytest --numprocesses auto --durations 10
 
 test: lint  ## lint, types and every claim, a process for each core: minutes
 	$(PYTEST) -m "not system and not fuzz"

@@ -153,12 +153,18 @@ def push(
     private: bool = False,
     create_pr: bool = False,
     commit_message: str | None = None,
-) -> str:
-    """Publish a finished folder as `user/name`, in one commit; returns its URL. HF_TOKEN or `hf auth login` is used."""
-    from hfmega.hub.push import Push
-    from hfmega.hub.push import push as run
+    push_anyway: bool = False,
+    push_sources: bool = False,
+) -> str | None:
+    """Publish a finished folder as `user/name`, in one commit; returns its URL. HF_TOKEN or `hf auth login` is used.
 
-    return run(Path(folder), Push(repo_id, private, create_pr, commit_message))
+    A merge that is one of its sources as it is, is not published (None), unless `push_anyway`.
+    """
+    from hfmega.hub.push import Push
+    from hfmega.merging.publish import publish
+
+    target = Push(repo_id, private, create_pr, commit_message)
+    return publish(Path(folder), target, _output(progress=False), push_anyway, push_sources)
 
 
 def load_lineage(merge: str | Path) -> Lineage:

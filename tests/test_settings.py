@@ -184,7 +184,7 @@ def test_what_is_recorded_says_how_to_make_the_settings_again() -> None:
 
 
 def test_every_setting_is_offered_with_help_or_set_by_a_preset_alone() -> None:
-    assert SETTINGS.keys() - OFFERED.keys() == {"anchors", "redraw_parents", "break_ties", "distills", "chooses"}
+    assert SETTINGS.keys() - OFFERED.keys() == {"anchors", "redraw_parents", "break_ties"}
     assert {one.group for one in OFFERED.values()} <= set(get_args(Group))
     assert all(one.text.endswith((".", "{}, on devices that have it.")) for one in OFFERED.values())
     assert {f.name for f in fields(GASettings)} <= SETTINGS.keys()

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
     if processes > 1:
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
-    from hfmega.hub.push import repository
     from hfmega.merging import estimate
     from hfmega.merging.merge import merge as run_merge
-    from hfmega.report import card, lineage, wording
 
     output = open_output(flags)
     if flags["dry_run"]:
@@ -67,14 +66,7 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
         output.table("What this merge would do", *estimate.described(found))
         output.result(estimate.spoken(found.seconds), asdict(found))
         return
-    with repository(push_target(flags["push_to_hub"], flags)) as target:
-        made = run_merge(settings, output)
-        if made is None:
-            return
-        output.table("On the test images", *card.comparison_rows(made))
-        output.say(wording.verdict(made))
-        url = publish(settings.output, target, output, flags)
-    output.result(settings.output, lineage.summary(made, settings.output, url))
+    shown(partial(run_merge, settings, output), settings.output, output, flags)
 
 
 click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
@@ -151,20 +143,11 @@ def train(network: str, **flags: Any) -> None:
 def update_bn(source: str, **flags: Any) -> None:
     """Re-estimate BatchNorm statistics as exact averages, and compare with the source as it is on the test images."""
     use_cpu(flags["cpu"])
-    from hfmega.hub.push import repository
     from hfmega.merging import update_bn as updating
-    from hfmega.report import card, lineage, wording
 
     output = open_output(flags)
     settings = updating.settings_of(source, flags["output"], **{name: flags[name] for name in updating.NAMES})
-    with repository(push_target(flags["push_to_hub"], flags)) as target:
-        made = updating.update_bn(settings, output)
-        if made is None:
-            return
-        output.table("On the test images", *card.comparison_rows(made))
-        output.say(wording.verdict(made))
-        url = publish(settings.output, target, output, flags)
-    output.result(settings.output, lineage.summary(made, settings.output, url))
+    shown(partial(updating.update_bn, settings, output), settings.output, output, flags)
 
 
 @cli.command(short_help="Accuracy, loss and intervals of a checkpoint.")
@@ -310,6 +293,21 @@ def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSe
         confirm_share=0.0,
         **{name: flags[name] for name in named},
     )
+
+
+def shown(make: Callable[[], Any], folder: Path, output: Any, flags: dict[str, Any]) -> None:
+    """Make a merge, show its comparison and verdict, publish it if asked. Processes but the main one make no result."""
+    from hfmega.hub.push import repository
+    from hfmega.report import card, lineage, wording
+
+    with repository(push_target(flags["push_to_hub"], flags)) as target:
+        made = make()
+        if made is None:
+            return
+        output.table("On the test images", *card.comparison_rows(made))
+        output.say(wording.verdict(made))
+        url = publish(folder, target, output, flags)
+    output.result(folder, lineage.summary(made, folder, url))
 
 
 def use_cpu(cpu: bool) -> None:

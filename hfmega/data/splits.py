@@ -49,26 +49,34 @@ def same_dataset(name: str, recorded: str) -> bool:
     return name == recorded or (a_folder_is_meant and name.rsplit("/", 1)[-1] == recorded.rsplit("/", 1)[-1])
 
 
-def plan_splits(dataset: Dataset, records: Sequence[Mapping[str, Any] | None], request: SplitRequest) -> SplitPlan:
+def plan_splits(
+    dataset: Dataset,
+    records: Sequence[Mapping[str, Any] | None],
+    request: SplitRequest,
+    *,
+    distills: bool = False,
+    chooses: bool = True,
+) -> SplitPlan:
     """Choose what the user left open: from the sources' training records, else as for foreign checkpoints.
 
     With records, fitness images are those that no source was trained on, calibration images those that all were, and
     the test split is whole. Foreign checkpoints may have seen all of `train`: half of the test split is fitness.
     The same request draws the same images always, so that searches with other seeds are compared on the same ones.
+    distills: unlabelled images are wanted too; chooses: whether any image steers or chooses something.
     Raises HfmegaError for an empty split, or overlapping ones without `allow_leak`.
     """
     known = [r for r in records if r is not None and same_dataset(dataset.id, r["dataset"])]
     if len(known) < len(records):
         known = []
-    slice_, notes = _fitness(dataset, known, request) if request.chooses else (np.empty(0, np.int64), [])
+    slice_, notes = _fitness(dataset, known, request) if chooses else (np.empty(0, np.int64), [])
     fitness = _draw(slice_, request.fitness_images or len(slice_), 0, "fitness")
     pool = _calibration_pool(dataset, known, request, slice_)
     calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
     test = _test(dataset, request, np.union1d(slice_, calibration))
-    unlabelled = _unlabelled(dataset, request, pool)
+    unlabelled = _unlabelled(dataset, request, pool) if distills else np.empty(0, np.int64)
     order = permutation(len(fitness), 0, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
-    if request.chooses and not 0 <= confirm < len(fitness):
+    if chooses and not 0 <= confirm < len(fitness):
         raise HfmegaError(f"a confirm share of {request.confirm_share} leaves no fitness images for the search.")
     return SplitPlan(
         fitness=spell(dataset, slice_),
@@ -109,8 +117,6 @@ def _calibration_pool(
 
 
 def _unlabelled(dataset: Dataset, request: SplitRequest, pool: Rows) -> Rows:
-    if not request.distills:
-        return np.empty(0, np.int64)
     rows = np.unique(rows_of(dataset, request.distill)) if request.distill else pool
     if len(rows) == 0:
         raise HfmegaError("--distill needs images that neither steer the search nor test it: name --distill-split.")

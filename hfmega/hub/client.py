@@ -23,7 +23,7 @@ from hfmega.errors import SourceError
 from hfmega.folder import CONFIG, WEIGHTS
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.hub.retry import steady
-from hfmega.weights.checkpoint import _named, _require_safetensors, sha256_of
+from hfmega.weights.checkpoint import named_shards, require_safetensors, sha256_of
 from hfmega.weights.shards import INDEX, read_index, shards_of
 
 SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -74,7 +74,7 @@ class Remote:
             return ()
         if constants.HF_HUB_OFFLINE:  # what the cache lacks, the Hub may have: `fetch` says so
             return shards_of(read_index(self.fetch(INDEX), self.repo_id))
-        return _named(self.fetch(INDEX), self.stated, self.repo_id)
+        return named_shards(self.fetch(INDEX), self.stated, self.repo_id)
 
     def fetch_if_there(self, name: str) -> Path | None:
         with suppress(EntryNotFoundError):
@@ -103,14 +103,14 @@ def exists(repo_id: str) -> bool:
         raise explained(error, repo_id) from error
 
 
-def _pin(repo_id: str, revision: str | None) -> Remote:
+def pin(repo_id: str, revision: str | None) -> Remote:
     """The commit that a revision means now, with what is stated of its files: the cache calls them by their hashes."""
     if constants.HF_HUB_OFFLINE:
         snapshot = Path(hf_hub_download(repo_id, CONFIG, revision=revision)).parent
         return Remote(repo_id, snapshot.name, {p.name: p.resolve().name for p in snapshot.iterdir()})
     client = api()
     info = steady(client.model_info, repo_id, revision=revision, files_metadata=True)
-    _require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
+    require_safetensors(repo_id, (sibling.rfilename for sibling in info.siblings or []))
     # Asked for by its name, so that offline the cache knows what the name meant; all else comes from this commit.
     commit = Path(steady(hf_hub_download, repo_id, CONFIG, revision=revision)).parent.name
     if commit != info.sha:

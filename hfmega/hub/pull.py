@@ -15,10 +15,10 @@ from huggingface_hub.errors import (
 
 from hfmega.errors import SourceError
 from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, RECIPE, STATISTICS, WEIGHTS
-from hfmega.hub.client import _pin
+from hfmega.hub.client import pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
-from hfmega.weights.checkpoint import Checkpoint, _from_folder, _license, sha256_of_weights
+from hfmega.weights.checkpoint import Checkpoint, from_folder, license_of, sha256_of_weights
 
 
 def pull(source: str) -> Checkpoint:
@@ -30,7 +30,7 @@ def pull(source: str) -> Checkpoint:
     Raises SourceError or HubError for what cannot be had, is only a pickle, or has a config that cannot be read.
     """
     if _is_local(source):
-        return _from_folder(Path(source))
+        return from_folder(Path(source))
     repo_id, revision = parse(source)
     try:
         return _from_hub(repo_id, revision)
@@ -57,12 +57,12 @@ def parse(source: str) -> tuple[str, str | None]:
 
 
 def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
-    remote = _pin(repo_id, revision)
+    remote = pin(repo_id, revision)
     config, shards = remote.fetch(CONFIG), remote.shards()
     for name in shards or (WEIGHTS,):
         remote.fetch(name)
     card = remote.fetch_if_there(CARD)
-    stated_license = _license(card) if card else None
+    stated_license = license_of(card) if card else None
     return Checkpoint(
         repo_id,
         repo_id,
@@ -84,7 +84,7 @@ def pull_merge(merge: str) -> Path:
         return Path(merge)
     repo_id, revision = parse(merge)
     try:
-        remote = _pin(repo_id, revision)
+        remote = pin(repo_id, revision)
         found = remote.fetch(LINEAGE)
         for beside in (STATISTICS, RECIPE, CARD, *([EVAL_RESULTS] if EVAL_RESULTS in remote.stated else [])):
             remote.fetch_if_there(beside)
@@ -98,7 +98,7 @@ def lineage_folder(checkpoint: Checkpoint) -> Path | None:
     if checkpoint.repo_id is None:
         return checkpoint.folder if (checkpoint.folder / LINEAGE).is_file() else None
     try:
-        remote = _pin(checkpoint.repo_id, checkpoint.revision)
+        remote = pin(checkpoint.repo_id, checkpoint.revision)
         found = remote.fetch_if_there(LINEAGE)
         for beside in (STATISTICS, RECIPE) if found else ():
             remote.fetch_if_there(beside)
@@ -123,10 +123,10 @@ def preview(source: str) -> Preview:
     The sha256 of a Hub source is empty: its weights are not here.
     """
     if _is_local(source):
-        return Preview(_from_folder(Path(source)), 0)
+        return Preview(from_folder(Path(source)), 0)
     repo_id, revision = parse(source)
     try:
-        remote = _pin(repo_id, revision)
+        remote = pin(repo_id, revision)
         config, shards = remote.fetch(CONFIG), remote.shards()
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:

@@ -48,7 +48,13 @@ def estimate(settings: MergeSettings) -> Estimate:
     previews = [pull.preview(source) for source in settings.pulled]
     checkpoints = [preview.checkpoint for preview in previews]
     dataset, download = describe(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
-    rows = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
+    rows = plan_splits(
+        dataset,
+        [c.record for c in checkpoints],
+        settings.splits,
+        distills=settings.last.distill,
+        chooses=settings.chooses,
+    )
     spec = checkpoints[0].spec
     statistics = has_statistics(spec)
     read = looked_at(rows, settings, statistics)

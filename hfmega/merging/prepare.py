@@ -92,7 +92,13 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         output.say(outlook(loosest(states), statistics))
     with state.main_process_first():
         dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
-    plan = plan_splits(dataset, [c.record for c in checkpoints], settings.splits)
+    plan = plan_splits(
+        dataset,
+        [c.record for c in checkpoints],
+        settings.splits,
+        distills=settings.last.distill,
+        chooses=settings.chooses,
+    )
     splits = {
         purpose: load_split(dataset, rows, spec, purpose)
         for purpose, rows in looked_at(plan, settings, statistics).items()
@@ -118,7 +124,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         tuple(members),
         dataset,
         plan,
-        stratified(splits["search" if settings.splits.chooses else "calibration"]),
+        stratified(splits["search" if settings.chooses else "calibration"]),
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],

@@ -4,14 +4,17 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from hfmega.hub.pull import pull
-from hfmega.hub.push import Push, push
+from hfmega.hub.push import Push
+from hfmega.merging.publish import publish
 from hfmega.models import library
+from hfmega.output import Output
 from hfmega.report import card, wording
 from hfmega.report.lineage import Lineage, Reference
 from hfmega.report.markdown import inert
@@ -60,10 +63,10 @@ class Merge:
         return lambda image: normalize(pixels(image.convert(mode))[None])[0]
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, create_pr: bool = False, commit_message: str | None = None
-    ) -> str:
-        """Publish the folder as `user/name`, in one commit; returns its URL."""
-        return push(self.folder, Push(repo_id, private, create_pr, commit_message))
+        self, repo_id: str, push_anyway: bool = False, push_sources: bool = False, **how: Any
+    ) -> str | None:
+        """Publish the folder as `hfmega.push` does; returns the URL, or None for a kept source. how: as `Push`."""
+        return publish(self.folder, Push(repo_id, **how), Output(muted=True), push_anyway, push_sources)
 
     def __repr__(self) -> str:
         return f"Merge({str(self.folder)!r}): {wording.verdict(self.lineage)}"

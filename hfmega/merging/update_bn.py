@@ -41,7 +41,7 @@ def settings_of(source: str | Path, output: str | Path | None = None, **named: A
         Path(output) if output is not None else default_folder(source, parent="updated"),
         method=UPDATE_BN,
         calibrate=True,
-        splits=SplitRequest(confirm_share=0.0, calibration=calibration, test=test, chooses=False),
+        splits=SplitRequest(confirm_share=0.0, calibration=calibration, test=test),
         **given,
     )
 

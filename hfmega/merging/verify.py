@@ -228,13 +228,17 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
                 "confirm_share": settings.get("confirm_share", 0.0),
                 "allow_leak": settings.get("allow_leak", False),
                 "distill": settings.get("distill_split"),
-                "distills": settings.get("distill", False),
-                "chooses": not merge.lineage.updates_bn,
             }
         )
     except ValidationError as error:
         raise HfmegaError(f"the settings of the lineage name no images: {error.errors()[0]['msg']}") from error
-    plan = plan_splits(dataset, [c.record for c in rebuilt.checkpoints], request)
+    plan = plan_splits(
+        dataset,
+        [c.record for c in rebuilt.checkpoints],
+        request,
+        distills=bool(settings.get("distill", False)),
+        chooses=not merge.lineage.updates_bn,
+    )
     spec, recorded = rebuilt.checkpoints[0].spec, merge.lineage.data.splits
     return {
         name: load_split(dataset, rows, spec, name)

@@ -19,7 +19,6 @@ from hfmega.report.command import command, configuration
 from hfmega.report.lineage import ClassEntry, Lineage, Reference, Result
 from hfmega.report.markdown import block, code, inert, number, percent, short
 from hfmega.report.metadata import eval_results, merge_metadata, source_metadata
-from hfmega.settings import METHODS
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
@@ -64,7 +63,7 @@ def text(lineage: Lineage, spec: Spec) -> str:
         comparison=comparison_rows(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
-        methods=METHODS,
+        searches=wording.searches(lineage),
         norms=any(reference.kind == "calibrated source" for reference in lineage.references),
         local=[source.name for source in lineage.sources if source.repo_id is None],
         weighted=lineage.weighted,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Gain, Kind, Lineage, Reference
 from hfmega.report.markdown import number, percent
 from hfmega.search.recipe import uniform_average
+from hfmega.settings import METHODS
 
 RE_ESTIMATED = "BN re-estimated"
-SEARCHES = ("mega", "cmaes", "random", "learned")
 
 
 def verdict(lineage: Lineage) -> str:
@@ -166,7 +166,8 @@ def judged_on(lineage: Lineage) -> str:
 
 
 def searches(lineage: Lineage) -> bool:
-    return lineage.settings.get("method", "mega") in SEARCHES
+    method = lineage.settings.get("method", "mega")
+    return isinstance(method, str) and method in METHODS and METHODS[method].searches
 
 
 def is_average(lineage: Lineage) -> bool:

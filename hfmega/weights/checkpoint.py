@@ -49,15 +49,15 @@ class Checkpoint:
         return self.spec.record
 
 
-def _from_folder(folder: Path) -> Checkpoint:
+def from_folder(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise SourceError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
     files = {path.name for path in folder.iterdir()}
-    _require_safetensors(str(folder), files)
+    require_safetensors(str(folder), files)
     spec = read_spec(folder / CONFIG, str(folder))
     shards = shards_in(folder, files)
     sha256 = sha256_of_weights(folder, shards)
-    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, spec, _license(folder / CARD), shards)
+    return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, spec, license_of(folder / CARD), shards)
 
 
 def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:
@@ -65,10 +65,10 @@ def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:
 
     Raises SourceError for an index that cannot be read, or names a shard that is not among the files.
     """
-    return () if WEIGHTS in files else _named(folder / INDEX, files, str(folder))
+    return () if WEIGHTS in files else named_shards(folder / INDEX, files, str(folder))
 
 
-def _named(index: Path, files: Collection[str], where: str) -> tuple[str, ...]:
+def named_shards(index: Path, files: Collection[str], where: str) -> tuple[str, ...]:
     """The shards that an index names, if all of them are there."""
     shards = shards_of(read_index(index, where))
     if missing := [shard for shard in shards if shard not in files]:
@@ -93,7 +93,7 @@ def name_of(folder: Path) -> str:
     return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
-def _license(card: Path) -> str | None:
+def license_of(card: Path) -> str | None:
     """The license that a card states; None when there is no card, or none that can be parsed."""
     try:
         metadata = metadata_load(card) or {}
@@ -103,7 +103,7 @@ def _license(card: Path) -> str | None:
     return found if isinstance(found, str) and found.isprintable() else None
 
 
-def _require_safetensors(where: str, files: Iterable[str]) -> None:
+def require_safetensors(where: str, files: Iterable[str]) -> None:
     names = set(files)
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not names & {WEIGHTS, INDEX} and pickles:

@@ -21,7 +21,7 @@ import hfmega
 from hfmega.errors import HfmegaError
 from hfmega.models import library
 from hfmega.models.library import Spec, build, sizes
-from hfmega.weights.checkpoint import _license, name_of
+from hfmega.weights.checkpoint import license_of, name_of
 
 
 def spec_at(folder: Path, content: object) -> Spec:
@@ -145,4 +145,4 @@ def test_a_folder_whose_name_is_no_text_has_a_name_that_is(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ['"\\ud800"', '"a\\eb"', "[mit]", "!!python/object/apply:os.getpid []"])
 def test_a_license_that_is_no_line_of_text_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(f"---\nlicense: {text}\n---\n")
-    assert _license(tmp_path / "README.md") is None
+    assert license_of(tmp_path / "README.md") is None

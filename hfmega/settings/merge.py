@@ -1,12 +1,11 @@
 """The settings of a merge, said once: flags, the YAML of --config, lineages and the command of a card follow from them.
 
-A field's metadata is what the command line says of it. Methods and presets are tables.
+A field's metadata is what the command line says of it.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,254 +13,9 @@ from types import NoneType
 from typing import Any, Final, Literal, get_args, get_origin
 
 from hfmega.errors import SettingsError
-
-Group = Literal["Everyday", "Data", "Search", "Method", "Hardware", "Publishing", "Output"]
-Genome = Literal["model", "stage", "layer", "tensor", "channel"]
-Method = Literal[
-    "mega",
-    "cmaes",
-    "random",
-    "learned",
-    "greedy-soup",
-    "average",
-    "slerp",
-    "task-arithmetic",
-    "ties",
-    "dare-linear",
-    "dare-ties",
-    "fisher",
-    "regmean",
-]
-UPDATE_BN: Final = "update-bn"  # a command of its own, recorded as a merge of one source
-SLICE: Final = re.compile(r"\w+(\.\w+)*(\[(-?[\d_]+%?)?:(-?[\d_]+%?)?\])?(\([^)]*\))?")
-
-
-def said(text: str, group: Group, default: Any = MISSING, **more: Any) -> Any:
-    """A field that the command line offers.
-
-    more: `metavar`; `name`: what flag, YAML and lineage call it, if not as the field is called; `short`: one letter;
-    `switches`: flags that stand for a value each; `usual`: the default in words, where it is not a value; `recorded`:
-    False for what a lineage records elsewhere or nowhere; `choices`: those that are offered, if not all.
-    """
-    return field(default=default, metadata={"text": text, "group": group, **more})
-
-
-def require(holds: bool, flag: str, what: str, value: object) -> None:
-    """Raises SettingsError with what a flag must be, unless it is."""
-    if not holds:
-        raise SettingsError(f"--{flag} must be {what}, not {value}.")
-
-
-def check_slice(flag: str, text: str | None) -> None:
-    """Raises SettingsError for text that is not a slice as `datasets` writes it; None is no slice, and passes."""
-    if text is not None and not all(SLICE.fullmatch(part.strip()) for part in text.split("+")):
-        raise SettingsError(f"--{flag} {text!r} is not a slice: write train, train[:5000], train[10%:20%] or a+b.")
-
-
-@dataclass(frozen=True)
-class GASettings:
-    """The constants of the search. A generation is one evaluated population; the first is the initial one.
-
-    mutation_sigma: in units of a weight. anchors: the uniform average and the sources are in the first population.
-    patience: the search stops after so many generations whose best fitness is not higher; 0: it never stops early.
-    redraw_parents: parents are drawn anew for every child, and only the first two of them are crossed.
-    break_ties: equal accuracies are ordered by mean loss.
-    genome: what has coefficients of its own. In one finer than `model` parents are crossed with a share for each group,
-    and a mutation is a step of the coefficients of some groups instead of noise on weights.
-    Raises SettingsError for constants that make no search.
-    """
-
-    population: int = said("Individuals per generation.", "Search", 20, metavar="N")
-    generations: int = said("Populations that are scored.", "Search", 20, metavar="G")
-    patience: int = said("Stop after N generations without a higher fitness; 0: never.", "Search", 0, metavar="N")
-    parents: int = said("Parents per generation.", "Search", 4, metavar="K")
-    tournament: int = said("Individuals per tournament.", "Search", 3, metavar="T")
-    mutation_rate: float = said("Probability that an element (or tensor) mutates.", "Search", 0.02, metavar="P")
-    mutation_sigma: float = said("Standard deviation of a mutation.", "Search", 0.1, metavar="S")
-    mutation_unit: Literal["element", "tensor"] = said("Mutate single elements or whole tensors.", "Search", "element")
-    anchors: bool = False
-    redraw_parents: bool = False
-    break_ties: bool = False
-    fitness: Literal["accuracy", "loss"] = said("Maximise accuracy or minimise loss.", "Search", "accuracy")
-    genome: Genome = said("Parts of the network with coefficients of their own: mega, learned.", "Method", "model")
-
-    def __post_init__(self) -> None:
-        require(self.population >= 2, "population", "at least 2", self.population)
-        require(self.generations >= 1, "generations", "at least 1", self.generations)
-        require(self.patience >= 0, "patience", "at least 0", self.patience)
-        require(self.parents >= 2, "parents", "at least 2", self.parents)
-        fits = 1 <= self.tournament <= self.population
-        require(fits, "tournament", f"between 1 and the population ({self.population})", self.tournament)
-        require(0 <= self.mutation_rate <= 1, "mutation-rate", "between 0 and 1", self.mutation_rate)
-        fits = math.isfinite(self.mutation_sigma) and self.mutation_sigma >= 0
-        require(fits, "mutation-sigma", "a number of at least 0", self.mutation_sigma)
-
-
-# The paper prints no sigma: it gets the one of the author's program. On trained weights that is a large step, after
-# which fitness rises and unseen images lose: the default takes a tenth of it.
-PAPER: Final = GASettings()
-AUTHOR: Final = GASettings(mutation_unit="tensor", redraw_parents=True)
-DEFAULT: Final = GASettings(patience=5, mutation_sigma=0.01, anchors=True, break_ties=True)
-
-EARLIER: Final = {"exact": True, "patience": 0}  # of a search whose lineage is older than the setting
-
-
-@dataclass(frozen=True)
-class SplitRequest:
-    """The splits that the user named, in `datasets` slice syntax; None: hfmega chooses.
-
-    fitness_images: how many of the fitness images are used, drawn at random; None: all.
-    Raises SettingsError for text that is not a slice; whether the dataset has it is seen later.
-    """
-
-    confirm_share: float = said("Share of the fitness images kept for the run-off.", "Data", 0.4, metavar="P")
-    fitness: str | None = said(
-        "Images that steer the search, e.g. 'train[:5000]'.",
-        "Data",
-        None,
-        metavar="S",
-        usual="those that no source was trained on, else half of the test split",
-        name="fitness_split",
-    )
-    fitness_images: int | None = said("Use only N of them, drawn at random.", "Data", None, metavar="N", usual="all")
-    calibration: str | None = said(
-        "Images that re-estimate BatchNorm statistics (labels unused).",
-        "Data",
-        None,
-        metavar="S",
-        usual="1,000 of those that the sources were trained on",
-        name="calibration_split",
-    )
-    test: str | None = said(
-        "Images of the report, read once at the end.",
-        "Data",
-        None,
-        metavar="S",
-        usual="what is left of the test split",
-        name="test_split",
-    )
-    allow_leak: bool = said("Let splits overlap; card, lineage and console will say so.", "Data", False)
-    distill: str | None = said(
-        "Unlabelled images for --distill.",
-        "Data",
-        None,
-        metavar="S",
-        usual="all that calibration may take",
-        name="distill_split",
-    )
-    distills: bool = field(default=False, metadata={"recorded": False})  # as LastMileSettings.distill says
-    chooses: bool = field(default=True, metadata={"recorded": False})  # False: no image steers or chooses anything
-
-    def __post_init__(self) -> None:
-        require(0 <= self.confirm_share < 1, "confirm-share", "at least 0 and below 1", self.confirm_share)
-        least = self.fitness_images is None or self.fitness_images >= 2
-        require(least, "fitness-images", "at least 2", self.fitness_images)
-        for name in ("fitness", "calibration", "test", "distill"):
-            check_slice(f"{name}-split", getattr(self, name))
-
-
-@dataclass(frozen=True)
-class LastMileSettings:
-    """A short training after the merge, from the winner of the run-off.
-
-    epochs None: as many as show 45,000 images. learning_rate None: two are tried.
-    Raises SettingsError for constants that train nothing.
-    """
-
-    distill: bool = said("Train the result on the ensemble's answers to unlabelled images.", "Method", False)
-    fine_tune: bool = said("Train the result on the labels of the search images.", "Method", False)
-    epochs: int | None = said(
-        "Epochs of --distill and --fine-tune.",
-        "Method",
-        None,
-        metavar="N",
-        usual="as many as show 45,000 images, at most 10",
-        name="last_epochs",
-    )
-    learning_rate: float | None = said(
-        "Learning rate of --distill and --fine-tune.",
-        "Method",
-        None,
-        metavar="X",
-        usual="the better of 0.003 and 0.0005 on the confirm images",
-        name="last_lr",
-    )
-
-    def __post_init__(self) -> None:
-        require(self.epochs is None or self.epochs >= 1, "last-epochs", "at least 1", self.epochs)
-        rate = self.learning_rate
-        require(rate is None or 0 < rate < math.inf, "last-lr", "above 0", rate)
-        if not self.wanted and (self.epochs or rate):
-            raise SettingsError("--last-epochs and --last-lr need a last mile: add --distill or --fine-tune.")
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is a last mile."""
-        return self.distill or self.fine_tune
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What `--preset` stands for. calibrate None: decided on the fitness images. confirm_share 0: no run-off.
-
-    exact: no racing, every individual sees every image.
-    """
-
-    search: GASettings
-    calibrate: bool | None
-    confirm_share: float
-    exact: bool
-
-
-PRESETS: Final = {
-    "default": Preset(DEFAULT, None, 0.4, exact=False),
-    "paper": Preset(PAPER, False, 0.0, exact=True),
-    "author": Preset(AUTHOR, False, 0.0, exact=True),
-}
-
-TREE: Final = frozenset({"tree", "order", "exact", "fitness", "population", "generations", "patience"})
-GENETIC: Final = TREE | {"parents", "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "genome"}
-VECTORS: Final = frozenset({"base", "scale"})
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a method.
-
-    flags: the ones that only some methods use, and this one does. searches: it searches with a population.
-    base: a common start of the sources is refused, needed, or one more input of the search. images: it needs evidence
-    of the sources on images. sources: exactly so many; None: two or more.
-    """
-
-    flags: frozenset[str] = frozenset()
-    searches: bool = False
-    base: Literal["no", "needed", "one more input"] = "no"
-    images: bool = False
-    sources: int | None = None
-
-    @property
-    def genomes(self) -> bool:
-        """Whether parts of the network may have coefficients of their own."""
-        return "genome" in self.flags
-
-
-METHODS: Final[dict[Method, Facts]] = {
-    "mega": Facts(GENETIC, searches=True),
-    "cmaes": Facts(TREE | {"base"}, searches=True, base="one more input"),
-    "random": Facts(TREE, searches=True),
-    "learned": Facts(TREE | {"base", "genome"}, searches=True, base="one more input"),
-    "greedy-soup": Facts(),
-    "average": Facts(),
-    "slerp": Facts(sources=2),
-    "task-arithmetic": Facts(VECTORS, base="needed"),
-    "ties": Facts(VECTORS | {"density"}, base="needed"),
-    "dare-linear": Facts(VECTORS | {"density"}, base="needed"),
-    "dare-ties": Facts(VECTORS | {"density"}, base="needed"),
-    "fisher": Facts(images=True),
-    "regmean": Facts(images=True),
-}
-UPDATING: Final = Facts(sources=1)
-SOME_USE: Final = frozenset[str]().union(*(facts.flags for facts in METHODS.values()))
+from hfmega.settings.fields import require, said
+from hfmega.settings.methods import GENETIC, METHODS, SOME_USE, UPDATE_BN, UPDATING, Facts, Method
+from hfmega.settings.parts import DEFAULT, PRESETS, GASettings, LastMileSettings, SplitRequest
 
 
 @dataclass(frozen=True)
@@ -340,7 +94,7 @@ class MergeSettings:
         parts: dict[str, dict[str, Any]] = {
             "": {"calibrate": known.calibrate, "exact": known.exact},
             "search": {},
-            "splits": {"confirm_share": known.confirm_share, "distills": bool(given.get("distill"))},
+            "splits": {"confirm_share": known.confirm_share},
             "last": {},
         }
         for name, value in given.items():
@@ -387,6 +141,11 @@ class MergeSettings:
     def searches(self) -> bool:
         """Whether the method searches with a population."""
         return self.facts.searches
+
+    @property
+    def chooses(self) -> bool:
+        """Whether images steer or choose anything."""
+        return self.method != UPDATE_BN
 
     @property
     def pulled(self) -> tuple[str, ...]:
