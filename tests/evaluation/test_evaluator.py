@@ -400,3 +400,16 @@ def test_half_precision_moves_scores_a_little_and_reports_not_at_all(
     assert rough.loss != fine.loss
     assert rough.loss == pytest.approx(fine.loss, rel=0.02)
     assert torch.equal(half.network.predict(recipe, unseen), whole.network.predict(recipe, unseen))
+
+
+def test_the_sources_of_the_fixtures_have_learned_what_is_said_of_them(
+    trained: list[Checkpoint], digits: Dataset
+) -> None:
+    """As `tiny_sources` and CONTRIBUTING say: a claim about who wins is not about noise."""
+    given = trained[0].spec
+    test, seen = (load_split(digits, rows_of(digits, rows), given, rows) for rows in ("test", "train[900:]"))
+    sources = Sources([load_weights(checkpoint) for checkpoint in trained], dict(build(given).named_parameters()))
+    evaluator = Evaluator(Network(given, sources, seen))
+    recipes = [source_alone(k, 2, way) for way in (False, True) for k in (0, 1)]
+    found = [score.accuracy for score in evaluator.scores(recipes, test)]
+    assert found == pytest.approx([0.87, 0.61, 0.93, 0.90], abs=0.05)

@@ -5,30 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.commands import run as command
 
 from hfmega.data.dataset import Dataset, rows_of
-from hfmega.data.images import load_split
+from hfmega.data.images import Split, load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging import gather, replay, verify
+from hfmega.merging.last_mile import symmetric
 from hfmega.merging.merge import merge
 from hfmega.models import fit
 from hfmega.models.library import Spec
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Lineage
+from hfmega.search.recipe import Recipe
 from hfmega.settings import DEFAULT, LastMileSettings, MergeSettings, SplitRequest
 from hfmega.weights.checkpoint import load_weights
 from hfmega.weights.sources import mix
 
-SPLITS = SplitRequest(fitness="train[:600]", calibration="train[900:]", distills=True)
+SPLITS = SplitRequest(fitness="train[:600]", calibration="train[900:]")
 SEARCH = replace(DEFAULT, population=4, generations=2)
 DISTILL = LastMileSettings(distill=True, epochs=30, learning_rate=0.003)
 
@@ -143,7 +147,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_weights(
 
 def test_labels_of_the_search_images_teach_too(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
     last = LastMileSettings(fine_tune=True, epochs=8, learning_rate=0.003)
-    made = run(tiny_sources, tmp_path / "out", last=last, splits=replace(SPLITS, distills=False))
+    made = run(tiny_sources, tmp_path / "out", last=last)
     assert made.last_mile is not None
     assert (made.last_mile.images, made.last_mile.teacher) == (360, ())
     assert made.result.accuracy > made.last_mile.accuracy_of_start
@@ -180,3 +184,30 @@ def test_a_last_mile_needs_confirm_images_and_constants_that_train() -> None:
         LastMileSettings(distill=True, epochs=0)
     with pytest.raises(HfmegaError, match="add --distill or --fine-tune"):
         LastMileSettings(epochs=3)
+
+
+@pytest.mark.parametrize(("lost", "shown"), [(0, True), (4, True), (30, False)])
+def test_mirrored_images_are_shown_where_the_teacher_is_about_as_right_about_them(lost: int, shown: bool) -> None:
+    """Of 100 images it is right about all as they are, and about all but `lost` of them mirrored."""
+    images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
+    images[..., 0] = 1  # the left side is bright
+    split = Split("search", images, torch.zeros(100, dtype=torch.int64), "search")
+
+    def predict(_: Recipe, seen: Split) -> torch.Tensor:
+        wrong = lost if int(seen.images[0, 0, 0, 1]) else 0  # the right side is bright: mirrored
+        return torch.nn.functional.one_hot((torch.arange(100) < wrong).long(), 2).float().log_softmax(1)
+
+    job: Any = SimpleNamespace(search=split, evaluator=SimpleNamespace(network=SimpleNamespace(predict=predict)))
+    assert symmetric(job, [Recipe((1.0,))]) is shown
+
+
+def test_the_command_distills_and_says_what_it_did(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--population", 3, "--generations", 1, "--json"]
+    last = ["--distill", "--distill-split", "train[900:1000]", "--last-epochs", 2, "--last-lr", 0.002]
+    found = command("merge", *tiny_sources, *few, *last, "-o", tmp_path / "out").json
+    mile, card = found["last_mile"], (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert (mile["distill"], mile["fine_tune"], mile["images"], mile["epochs"]) == (True, False, 100, 2)
+    assert mile["learning_rate"] == 0.002
+    assert "After the merge came a training of 2 epochs on 100 images" in card
+    assert "--distill" in card
+    assert SELF_TAUGHT in [control["name"] for control in found["controls"]]

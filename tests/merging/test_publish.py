@@ -16,7 +16,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from support.commands import run
 from support.hub import Hub, client
+from support.surroundings import surroundings
 
+import hfmega
 from hfmega.report import lineage
 
 FEW = ("--dataset", "digits", "--fitness-split", "train[:200]", "--no-calibrate", "--json")
@@ -123,3 +125,19 @@ def test_three_sources_are_shown_against_their_greedy_soup(tiny_sources: tuple[P
     assert verified["verified"], verified
     count = len(made["references"])
     assert f"{count} of {count} references again" in verified["checks"][-1]["detail"]
+
+
+def test_python_publishes_no_kept_source_either(
+    environment: dict[str, str], tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with surroundings(environment):
+        kept = hfmega.merge(*tiny_sources, dataset="digits", fitness_split="train[:200]", calibrate=False,
+                            method="greedy-soup", output=tmp_path / "out")  # fmt: skip
+        assert kept.lineage.result.is_source == "s1"
+        assert kept.push_to_hub("ann/kept") is None
+        assert hfmega.push(tmp_path / "out", "ann/kept") is None
+    assert not there(environment, "ann/kept")
+    with surroundings(environment):
+        url = kept.push_to_hub("ann/kept", push_anyway=True)
+    assert url is not None
+    assert there(environment, "ann/kept")
