@@ -26,6 +26,7 @@ from hfmega.settings import (
     MergeSettings,
     Method,
     SplitRequest,
+    configured,
     recorded,
     standard,
 )
@@ -93,6 +94,26 @@ def test_named_values_reach_their_fields() -> None:
     assert (type(found.splits.fitness_images), found.scale, found.seed) == (int, 1.0, 3)
     paths = MergeSettings.of(Path("x/one"), "ann/two@main")
     assert (paths.sources, paths.output) == (("x/one", "ann/two@main"), Path("merges/one+two"))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{}, {"preset": "paper", "population": 9, "patience": 2},
+     {"method": "learned", "genome": "layer", "calibrate": False, "bf16": True},
+     {"method": "ties", "base": "ann/start", "density": 0.2, "fitness_split": "train[:10]"},
+     {"distill": True, "last_epochs": 2, "control": True, "seed": 3, "dataset": "digits"}],
+)  # fmt: skip
+def test_settings_as_a_file_are_the_settings(named: dict[str, Any]) -> None:
+    asked = MergeSettings.of("ann/one", "ann/two", output="out", **named)
+    written = json.loads(json.dumps(configured(asked)))
+    assert MergeSettings.of(*written.pop("sources"), output="out", **written) == asked
+    assert not written.keys() & {"output", "overwrite"}
+
+
+def test_folders_in_a_file_of_settings_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert configured(MergeSettings.of("one", "ann/two"))["sources"] == [str(tmp_path / "one"), "ann/two"]
 
 
 @pytest.mark.parametrize(

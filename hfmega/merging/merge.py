@@ -8,6 +8,7 @@ from hfmega.folder import LINEAGE, check_output, open_run, other_settings
 from hfmega.merging import controls, direct
 from hfmega.merging.last_mile import last_mile
 from hfmega.merging.prepare import Job, prepare
+from hfmega.merging.progress import begin, enter
 from hfmega.merging.record import failures, report
 from hfmega.merging.tree import decided, grow
 from hfmega.output import Output
@@ -59,12 +60,21 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
     """A prepared merge: grow the tree, then read the test images and write the folder."""
     settings, main = job.settings, job.evaluator.state.is_main_process
     with open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
+        begin(job)
+        enter("statistics", job)
         job = decided(job, output)
+        enter("search", job)
         tree, progress = (grow if settings.searches else direct.carry)(job, output)
         for note in failures(tree):
             output.say(note)
         output.say(
             f"chosen: {tree[-1].chosen.name}; now the test images ({job.plan.test}, {len(job.test):,}) are read, once"
         )
+        if settings.control:
+            enter("controls", job)
         tried = controls.controls(job, len(tree), progress.forward_passes, output) if settings.control else []
-        return report(job, tree, progress, tried, last_mile(job, tree[-1].chosen, output))
+        if settings.last.wanted:
+            enter("last mile", job)
+        mile = last_mile(job, tree[-1].chosen, output)
+        enter("test", job)
+        return report(job, tree, progress, tried, mile)

@@ -1,21 +1,25 @@
 """What of an unfinished run is on disk, and how it goes on."""
 
+import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
+import yaml
 from accelerate.utils import broadcast_object_list
 from pydantic import TypeAdapter, ValidationError
 
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.evaluator import Evaluator, Score
-from hfmega.folder import write_atomically
+from hfmega.folder import PHASE, SETTINGS, WORK, write_atomically
 from hfmega.merging.pairing import Node
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.search import Generation, Searcher
+from hfmega.settings import UPDATE_BN, configured
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,23 @@ class Progress:
 
 
 PROGRESS: Final = TypeAdapter(Progress)
+Phase = Literal["statistics", "search", "controls", "last mile", "test"]
+
+
+def begin(job: Job) -> None:
+    """Write the settings into the work folder: whoever finds an unfinished merge can go on with it."""
+    if job.evaluator.state.is_main_process and job.settings.method != UPDATE_BN:
+        text = yaml.safe_dump(configured(job.settings), sort_keys=False, allow_unicode=True)
+        write_atomically(job.settings.output / WORK / SETTINGS, text.encode())
+
+
+def enter(phase: Phase, job: Job) -> None:
+    """Note in the work folder what the run is doing now, for those who watch it."""
+    if job.evaluator.state.is_main_process:
+        settings, merges = job.settings, len(job.merged) - 1 if job.settings.tree == "pairs" else 1
+        planned = {"generations": settings.search.generations, "merges": merges if settings.searches else 0}
+        note = {"phase": phase, "since": time.time(), "fitness": settings.search.fitness, **planned}
+        write_atomically(settings.output / WORK / PHASE, json.dumps(note).encode())
 
 
 def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output: Output) -> None:

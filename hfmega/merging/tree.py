@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from hfmega.evaluation.evaluator import Score
 from hfmega.evaluation.race import Race
-from hfmega.folder import WORK
+from hfmega.folder import PROGRESS, WORK
 from hfmega.merging.learned import Learned
 from hfmega.merging.pairing import NODE_SEEDS, Node, batches, ordered, plan
 from hfmega.merging.prepare import Job
@@ -29,7 +29,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
 
     A base is one more input of every search, and nothing else: coefficients of any sign lead away from it.
     """
-    record = job.settings.output / WORK / "progress.json"
+    record = job.settings.output / WORK / PROGRESS
     progress = saved_progress(record, job.evaluator)
     calibrate = bool(job.settings.calibrate)
     members = {member.name: replace(member.recipe, calibrate=calibrate) for member in job.merged}

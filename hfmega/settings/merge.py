@@ -304,3 +304,26 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
     if settings.base:
         found["base"] = settings.base.rstrip("/").rsplit("/", 1)[-1]
     return found
+
+
+def configured(settings: MergeSettings) -> dict[str, Any]:
+    """The settings as `--config` reads them: the sources, and by the names of their flags what the preset does not say.
+
+    Folders are absolute, so that the merge can go on from anywhere; where it is written is not among them.
+    """
+    known = standard(settings.preset)
+    found: dict[str, Any] = {"sources": [absolute(source) for source in settings.sources]}
+    for name, one in OFFERED.items():
+        value = one.of(settings)
+        if name in ("output", "overwrite") or value is None or (name != "preset" and value == known[name]):
+            continue
+        if one.switches:
+            found |= {switch: True for switch, meant in one.switches.items() if meant == value}
+        elif name != "preset" or value != "default":
+            found[name.replace("_", "-")] = absolute(value) if name in ("base", "dataset") else value
+    return found
+
+
+def absolute(source: str) -> str:
+    """A folder by its whole path; a Hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from hfmega.data.dataset import open_dataset
@@ -131,7 +132,14 @@ def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
     with pytest.raises(KeyboardInterrupt):
         run(tiny_sources, tmp_path / "out")
     assert not (tmp_path / "out" / "lineage.json").exists()
+    work = tmp_path / "out" / ".hfmega"
+    doing, told = json.loads((work / "phase.json").read_text()), yaml.safe_load((work / "settings.yaml").read_text())
+    assert (doing["phase"], doing["generations"], doing["merges"]) == ("search", 3, 1)
+    assert MergeSettings.of(*told.pop("sources"), output=tmp_path / "out", **told) == settings(
+        tiny_sources, tmp_path / "out"
+    )
     resumed = run(tiny_sources, tmp_path / "out")
+    assert not (work / "phase.json").exists()
     assert resumed.recipe == merged[1].recipe
     assert resumed.nodes[0].history == merged[1].nodes[0].history
     assert resumed.result.sha256 == merged[1].result.sha256
