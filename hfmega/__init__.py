@@ -155,16 +155,20 @@ def push(
     commit_message: str | None = None,
     push_anyway: bool = False,
     push_sources: bool = False,
+    push_report: bool = False,
+    push_images: bool = False,
 ) -> str | None:
     """Publish a finished folder as `user/name`, in one commit; returns its URL. HF_TOKEN or `hf auth login` is used.
 
-    A merge that is one of its sources as it is, is not published (None), unless `push_anyway`.
+    A merge that is one of its sources as it is, is not published (None), unless `push_anyway`. push_report: publish
+    report.html too, without the test images that it shows; push_images: with them.
     """
     from hfmega.hub.push import Push
     from hfmega.merging.publish import publish
 
     target = Push(repo_id, private, create_pr, commit_message)
-    return publish(Path(folder), target, _output(progress=False), push_anyway, push_sources)
+    report: Any = "with images" if push_images else "without images" if push_report else "no"
+    return publish(Path(folder), target, _output(progress=False), push_anyway, push_sources, report)
 
 
 def load_lineage(merge: str | Path) -> Lineage:

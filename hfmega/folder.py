@@ -25,9 +25,12 @@ STATISTICS: Final = "statistics.safetensors"
 RECIPE: Final = "recipe.safetensors"
 CARD: Final = "README.md"
 EVAL_RESULTS: Final = ".eval_results/hfmega.yaml"
+REPORT: Final = "report.html"  # for the user; published only when asked for
 PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, RECIPE, EVAL_RESULTS, "figures/*.png")
 WORK: Final = ".hfmega"
 FINGERPRINT: Final = "fingerprint"
+PLACES: Final = "places.json"
+DISAGREEMENTS: Final = "disagreements.json"
 HOLDER: Final = "holder"  # who has the lock, for the one that does not get it
 PROGRESS: Final = "progress.json"  # the scores so far
 PHASE: Final = "phase.json"  # what a run is doing
@@ -127,7 +130,7 @@ def _claimed(mark: Path) -> dict[str, object]:
 
 def clear(folder: Path) -> None:
     """Remove what hfmega writes, and nothing else."""
-    for pattern in PUBLISHED:
+    for pattern in (*PUBLISHED, REPORT):
         for path in (*folder.glob(pattern), *folder.glob(pattern + TEMPORARY)):
             path.unlink()
     for path in (folder / WORK).iterdir():
@@ -136,13 +139,13 @@ def clear(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """The run is complete: forget the unfinished work. The places of local sources stay.
+    """The run is complete: forget the unfinished work. The places of local sources stay, and the report's images.
 
     The fingerprint goes last: until then the same command finds an unfinished run, and finishes it.
     """
     work = folder / WORK
     for path in work.iterdir():
-        if path.name not in ("lock", "places.json", FINGERPRINT):
+        if path.name not in ("lock", PLACES, DISAGREEMENTS, FINGERPRINT):
             path.unlink()
     (work / FINGERPRINT).unlink()
 

@@ -27,6 +27,7 @@ from hfmega.cli.options import (
     run_options,
     token_option,
 )
+from hfmega.folder import REPORT
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
 
@@ -135,6 +136,7 @@ def train(network: str, **flags: Any) -> None:
     text="Images to re-estimate from (labels unused).",
 )
 @made("test_split", usual="the test split; of a merge the images of its report")
+@made("no_images")
 @run_options
 @push_to_hub_option
 @push_options
@@ -246,6 +248,22 @@ def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any)
     sys.exit(0 if verified else 1)
 
 
+@cli.command("report", short_help="A merge as one self-contained HTML page.")
+@click.argument("source", metavar="DIR|ID")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where [DIR/report.html; of a merge on the Hub NAME-report.html].")  # fmt: skip
+@click.option("--no-images", is_flag=True, help="Leave test images out.")
+@token_option
+@common_options
+def report_(source: str, no_images: bool, **flags: Any) -> None:
+    """Make report.html from a lineage: verdict, comparison, search, tree, classes, commands; it needs no network."""
+    from hfmega.report import page
+
+    output = open_output(flags)
+    path = page.report_of(source, flags["output"], not no_images)
+    output.result(path, {"output": str(path)})
+
+
 @cli.command(short_help="Run the paper's tables and figure.")
 @click.argument("table", type=click.Choice(["table1", "table2", "figure2"]))
 @reproduce_options
@@ -306,6 +324,7 @@ def shown(make: Callable[[], Any], folder: Path, output: Any, flags: dict[str, A
             return
         output.table("On the test images", *card.comparison_rows(made))
         output.say(wording.verdict(made))
+        output.say(f"report: {folder / REPORT}")
         url = publish(folder, target, output, flags)
     output.result(folder, lineage.summary(made, folder, url))
 
@@ -338,7 +357,15 @@ def publish(folder: Path, target: Any, output: Any, flags: dict[str, Any]) -> st
 
     if target is None:
         return None
-    return publish_folder(folder, target, output, flags.get("push_anyway", False), flags.get("push_sources", False))
+    anyway, sources = flags.get("push_anyway", False), flags.get("push_sources", False)
+    return publish_folder(folder, target, output, anyway, sources, report_wanted(flags))
+
+
+def report_wanted(flags: dict[str, Any]) -> Any:
+    """Whether report.html is published, and with the test images that it shows."""
+    if flags.get("push_images"):
+        return "with images"
+    return "without images" if flags.get("push_report") else "no"
 
 
 def say_start(arguments: Sequence[str]) -> None:

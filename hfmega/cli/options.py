@@ -130,6 +130,8 @@ insist_options = stack(
         help="Publish the result even if it is a source as it is.",
     ),
     option("Publishing", "--push-sources", is_flag=True, help="Publish local sources too, as ID-sources-NAME."),
+    option("Publishing", "--push-report", is_flag=True, help="Publish report.html too, without test images."),
+    option("Publishing", "--push-images", is_flag=True, help="Publish report.html with the test images it shows."),
 )
 common_options = stack(
     option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),

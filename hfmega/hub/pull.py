@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from hfmega.errors import SourceError
-from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, RECIPE, STATISTICS, WEIGHTS
+from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, RECIPE, REPORT, STATISTICS, WEIGHTS
 from hfmega.hub.client import pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
@@ -86,7 +86,8 @@ def pull_merge(merge: str) -> Path:
     try:
         remote = pin(repo_id, revision)
         found = remote.fetch(LINEAGE)
-        for beside in (STATISTICS, RECIPE, CARD, *([EVAL_RESULTS] if EVAL_RESULTS in remote.stated else [])):
+        optional = [name for name in (EVAL_RESULTS, REPORT) if name in remote.stated]
+        for beside in (CONFIG, STATISTICS, RECIPE, CARD, *optional):
             remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error

@@ -8,22 +8,28 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from hfmega.errors import HfmegaError
-from hfmega.folder import CARD, CONFIG, LINEAGE, write_atomically
+from hfmega.folder import CARD, CONFIG, LINEAGE, REPORT, write_atomically
 from hfmega.hub.push import Push, check_finished, files_of, newest, open_repository, push
 from hfmega.merging.replay import find_source
 from hfmega.models.library import read as read_spec
 from hfmega.output import Output
-from hfmega.report import card, lineage
+from hfmega.report import card, lineage, page
 from hfmega.report.lineage import Lineage, SourceEntry
 from hfmega.report.wording import listed
 
+Report = Literal["no", "without images", "with images"]
 
-def publish(folder: Path, target: Push, output: Output, anyway: bool = False, sources: bool = False) -> str | None:
+
+def publish(
+    folder: Path, target: Push, output: Output, anyway: bool = False, sources: bool = False, report: Report = "no"
+) -> str | None:
     """Publish a finished folder; returns the URL of the commit, or None for a source that was kept as it is.
 
-    anyway: publish that too; sources: publish local sources first, so that anybody can replay the merge.
+    anyway: publish that too; sources: publish local sources first, so that anybody can replay the merge; report:
+    publish report.html, without the test images that it may show, or with them.
     Raises HfmegaError with the way out.
     """
     check_finished(folder)
@@ -47,9 +53,18 @@ def publish(folder: Path, target: Push, output: Output, anyway: bool = False, so
             "(--push-sources publishes them too)."
         )
     rename(folder, target.repo_id, made, again=bool(local) and sources)
-    url = push(folder, target)
+    with TemporaryDirectory() as scratch:
+        url = push(folder, target, files_of(folder) | report_file(folder, report, Path(scratch)))
     output.say(f"published: {url}")
     return url
+
+
+def report_file(folder: Path, report: Report, scratch: Path) -> dict[str, Path]:
+    """The report of a merge as it is published, made in a scratch folder; nothing unless it is asked for."""
+    if report == "no" or not (folder / LINEAGE).is_file():
+        return {}
+    made = lineage.read(folder / LINEAGE)
+    return {REPORT: page.write(made, folder, images=report == "with images", target=scratch / REPORT)}
 
 
 def rename(folder: Path, repo_id: str, made: Lineage | None, again: bool) -> None:
@@ -61,6 +76,7 @@ def rename(folder: Path, repo_id: str, made: Lineage | None, again: bool) -> Non
         made = replace(made, repo_id=repo_id)
         lineage.write(made, folder / LINEAGE)
         card.write_text(made, read_spec(folder / CONFIG, str(folder)), folder)
+        page.write_again(made, folder)
     elif (folder / CARD).is_file():
         text = (folder / CARD).read_text(encoding="utf-8")
         write_atomically(folder / CARD, card.published_as(repo_id, text).encode())

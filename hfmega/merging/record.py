@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.folder import CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS, finish, write_atomically
 from hfmega.hub import pull
 from hfmega.merging import controls
+from hfmega.merging.disagreements import disagreeing
 from hfmega.merging.judge import best_of, by_class, ensembles, judge, reference, rivals, soup
 from hfmega.merging.last_mile import Mile
 from hfmega.merging.prepare import Job
@@ -24,7 +26,7 @@ from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
 from hfmega.models.library import merged_config, packages, with_record
 from hfmega.models.library import read as read_spec
-from hfmega.report import card, lineage
+from hfmega.report import card, lineage, page, thumbnails
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
 from hfmega.settings import UPDATE_BN, recorded
@@ -61,12 +63,17 @@ def report(
     trained = mile.state if mile else None
     start_sha256, sha256 = sha256, save_weights(trained, folder / WEIGHTS) if trained else sha256
     # Judged from the folder, by the same steps as `hfmega evaluate`.
-    merged = answers(predict_checkpoint(pull.pull(str(folder)), job.test, evaluator.state.device), job.test.labels)
+    said = predict_checkpoint(pull.pull(str(folder)), job.test, evaluator.state.device)
+    merged = answers(said, job.test.labels)
     references = [reference(rival.name, rival.kind, a, rival.members) for rival, a in zip(single, judged, strict=True)]
     references += [reference(name, "ensemble", a) for name, a in together]
     result = judge(sha256, chosen, merged, single, judged, trained is not None)
     names = job.spec.labels or job.dataset.classes
-    per_class = by_class(names, job.test.labels, merged, best_of(single, judged)[1])
+    rival, best = best_of(single, judged)
+    per_class = by_class(names, job.test.labels, merged, best)
+    disagreements = (int((merged.correct & ~best.correct).sum()), int((best.correct & ~merged.correct).sum()))
+    if not job.settings.no_images:
+        thumbnails.write(disagreeing(job, said, merged, rival.recipe, best), folder)
     last = mile.record.accuracy_of_start if mile else merged.accuracy  # a node is its recipe, not what it was taught
     accuracies = [*(a.accuracy for a in nodes[len(earlier) :]), last]
     made = Lineage(
@@ -81,7 +88,7 @@ def report(
         environment=environment(evaluator.state, packages(job.spec)),
         references=tuple(references),
         candidates=chosen.candidates,
-        result=replace(result, per_class=per_class),
+        result=replace(result, per_class=per_class, disagreements=disagreements),
         controls=tuple(control_entry(t, merged) for t in [*tried, *(mile.controls if mile else ())]),
         last_mile=replace(mile.record, start_sha256=start_sha256) if mile else None,
         notes=(*job.notes, *failures(tree)),
@@ -90,10 +97,12 @@ def report(
         seconds=round(progress.seconds, 1),
         parameters=sum(slot.stop - slot.start for slot in evaluator.network.sources.layout.slots if slot.parameter),
         card=lineage.CARD_VERSION,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     made = replace(made, result=replace(made.result, is_source=made.held))
     write_places(folder, job.checkpoints, job.settings.dataset)
     card.write(made, read_spec(folder / CONFIG, str(folder)), folder)
+    page.write(made, folder, images=not job.settings.no_images)
     lineage.write(made, folder / LINEAGE)
     finish(folder)
     return made

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from hfmega.errors import HfmegaError, SourceError
-from hfmega.folder import LINEAGE, RECIPE, STATISTICS, WEIGHTS, WORK, write_atomically
+from hfmega.folder import LINEAGE, PLACES, RECIPE, STATISTICS, WEIGHTS, WORK, write_atomically
 from hfmega.hub import pull
 from hfmega.report.lineage import EVIDENCE, Lineage, SourceEntry, read
 from hfmega.search.recipe import Static
@@ -124,7 +124,7 @@ def _hash_at(place: Path) -> str | None:
 
 def read_places(folder: Path) -> dict[str, str]:
     """Where the local sources of a merge lay on this machine: sha256 to folder."""
-    path = folder / WORK / "places.json"
+    path = folder / WORK / PLACES
     return TypeAdapter(dict[str, str]).validate_json(path.read_bytes()) if path.is_file() else {}
 
 
@@ -133,4 +133,4 @@ def write_places(folder: Path, checkpoints: Sequence[Checkpoint], dataset: str |
     places = {c.sha256: str(c.folder) for c in checkpoints if c.repo_id is None}
     if dataset and Path(dataset).is_dir():
         places["dataset"] = str(Path(dataset).resolve())
-    write_atomically(folder / WORK / "places.json", TypeAdapter(dict[str, str]).dump_json(places, indent=2))
+    write_atomically(folder / WORK / PLACES, TypeAdapter(dict[str, str]).dump_json(places, indent=2))

@@ -24,7 +24,7 @@ from hfmega.hub import pull
 from hfmega.merging import replay
 from hfmega.merging.judge import OF_SOURCES, by_class, ensembles, rivals, soup_of
 from hfmega.merging.replay import Rebuilt, read_places
-from hfmega.report import card, lineage, metadata
+from hfmega.report import card, lineage, metadata, page, thumbnails
 from hfmega.report.lineage import Lineage
 from hfmega.search.recipe import centroid, source_alone
 from hfmega.settings import SplitRequest
@@ -148,6 +148,9 @@ def same_table(made: Lineage) -> None:
         require(abs(over.gain - gain) < 1e-9, "result.over_average.gain is not over that average")
     right = sum(entry.accuracy * entry.images for entry in result.per_class)
     require(abs(right - result.correct) < 1e-6 * result.total, "result.per_class does not add up to result.correct")
+    if result.disagreements is not None:
+        won, lost = result.disagreements
+        require(abs(won - lost - result.gain * result.total) < 1e-3, "result.disagreements do not make result.gain")
 
 
 def same_card(merge: Merge) -> str:
@@ -167,6 +170,7 @@ def same_card(merge: Merge) -> str:
     for number, (said, meant) in enumerate(zip(found, expected, strict=False), 1):
         require(said == meant, f"{CARD}, line {number} says {said[:200]!r}; the lineage says {meant[:200]!r}")
     require(len(found) == len(expected), f"{CARD} has {len(found)} lines, the lineage makes {len(expected)}")
+    same_report(merge)
     return f"{len(found)} lines are those of the lineage"
 
 
@@ -189,6 +193,23 @@ def same_eval_results(merge: Merge) -> None:
     except (OSError, ValueError) as error:
         raise HfmegaError(f"{folder.EVAL_RESULTS} cannot be read: {error}") from error
     require(found == meant, f"{folder.EVAL_RESULTS} does not say what the lineage says")
+
+
+def same_report(merge: Merge) -> None:
+    """A report beside the lineage is the one that it makes; its test images are known only where the merge was made."""
+    path, spec = merge.folder / folder.REPORT, merge.checkpoint.spec
+    if not path.exists():
+        return
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise HfmegaError(f"{folder.REPORT} cannot be read: {error}") from error
+    shown, plain = thumbnails.read(merge.folder), page.text(merge.lineage, spec)
+    pairs = zip(page.without_images(found).splitlines(), plain.splitlines(), strict=False)
+    line = next((number for number, (said, meant) in enumerate(pairs, 1) if said != meant), None)
+    require(line is None, f"{folder.REPORT}, line {line}, does not say what the lineage says")
+    same = found in (plain, page.text(merge.lineage, spec, shown)) if shown else page.without_images(found) == plain
+    require(same, f"{folder.REPORT} does not say what the lineage says")
 
 
 def same_tensors(merge: Merge, rebuilt: Rebuilt) -> str:

@@ -176,6 +176,7 @@ class Result:
 
     over_average: over the better of uniform average and greedy soup; None if the result is one of them.
     is_source: the source (or earlier merge) that the result is, as it is or with BN re-estimated.
+    disagreements: on how many images only the result is right, and on how many only the best source.
     In a lineage of an older card the best reference may be the average, and what has a default is missing.
     """
 
@@ -196,13 +197,15 @@ class Result:
     over_average: Gain | None = None
     is_source: str | None = None
     per_class: tuple[ClassEntry, ...] = ()
+    disagreements: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Lineage:
     """Everything that is needed to make a merge again and to judge it. No path of a machine, no token.
 
-    parameters: how many the network has; repo_id: where it was published; card: which card goes with it.
+    parameters: how many the network has; repo_id: where it was published; card: which card goes with it; date: when it
+    was made, in UTC.
     """
 
     format_version: int
@@ -226,6 +229,7 @@ class Lineage:
     parameters: int | None = None
     repo_id: str | None = None
     card: int = 1
+    date: str | None = None
     __pydantic_config__: ClassVar = NUMBERS
 
     @property

@@ -73,7 +73,9 @@ def test_a_push_is_one_commit_of_exactly_the_published_files(
     )
     files, commits = reply.value
     published = {p.relative_to(merged[0]).as_posix() for p in merged[0].rglob("*") if p.is_file()}
-    assert set(files) - {".gitattributes"} == {name for name in published if not name.startswith(".hfmega")}
+    assert "report.html" in published  # the user's own, unless they ask
+    kept = {name for name in published if not name.startswith(".hfmega")} - {"report.html"}
+    assert set(files) - {".gitattributes"} == kept
     assert commits == 2  # the Hub's own first commit, and ours
     assert {"README.md", "config.json", "lineage.json", "model.safetensors"} <= set(files)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.commands import run_all
 from support.hub import Hub
@@ -17,7 +18,7 @@ from hfmega.merging import verify
 from hfmega.merging.merge import merge
 from hfmega.models.library import read
 from hfmega.output import Output
-from hfmega.report import card, lineage
+from hfmega.report import card, lineage, page, thumbnails
 from hfmega.settings import GASettings, MergeSettings, SplitRequest
 
 TOKEN = "hf_ann"
@@ -55,7 +56,9 @@ def edit(folder: Path, change: Callable[[Any], None]) -> None:
     change(content)
     (folder / "lineage.json").write_text(json.dumps(content))
     spec = read(folder / "config.json", "here")
-    (folder / "README.md").write_text(card.text(lineage.read(folder / "lineage.json"), spec))
+    made = lineage.read(folder / "lineage.json")
+    (folder / "README.md").write_text(card.text(made, spec))
+    page.write(made, folder)
 
 
 def test_an_untouched_merge_is_verified(folder: Path) -> None:
@@ -209,12 +212,39 @@ def test_an_evaluation_result_that_was_put_beside_the_card_is_named(folder: Path
     assert ".eval_results/hfmega.yaml does not say" in failed(folder)["card"]
 
 
+def test_a_number_in_the_report_is_named_with_its_line(folder: Path) -> None:
+    path = folder / "report.html"
+    accuracy = f"{100 * lineage.read(folder / 'lineage.json').result.accuracy:.1f} %"
+    assert accuracy in path.read_text()
+    path.write_text(path.read_text().replace(accuracy, "99.9 %", 1))
+    found = failed(folder)
+    assert list(found) == ["card"]
+    assert "report.html, line " in found["card"]
+
+
+def test_an_image_in_the_report_is_held_against_those_that_the_merge_kept(folder: Path) -> None:
+    image = thumbnails.thumbnail(torch.zeros(3, 8, 8, dtype=torch.uint8), "RGB")
+    thumbnails.write([thumbnails.Disagreement("1", "1", "7", image)], folder)
+    path = page.write(lineage.read(folder / "lineage.json"), folder)
+    assert failed(folder) == {}
+    text = path.read_text()
+    path.write_text(text.replace("base64,iVBOR", "base64,AAAAA", 1))
+    assert "report.html does not say" in failed(folder)["card"]
+    path.write_text(page.without_images(text))  # left out: as the user likes
+    assert failed(folder) == {}
+
+
+def test_disagreements_that_make_another_gain_are_found(folder: Path) -> None:
+    edit(folder, lambda made: made["result"].update(disagreements=[400, 1]))
+    assert "result.disagreements do not make result.gain" in failed(folder)["evaluation"]
+
+
 def test_a_lineage_from_before_the_second_card_is_verified_by_its_numbers(folder: Path) -> None:
     path = folder / "lineage.json"
     content = json.loads(path.read_text())
-    for name in ("loss_gain", "loss_gain_interval", "over_average", "is_source", "per_class"):
+    for name in ("loss_gain", "loss_gain_interval", "over_average", "is_source", "per_class", "disagreements"):
         del content["result"][name]
-    for name in ("parameters", "repo_id", "card"):
+    for name in ("parameters", "repo_id", "card", "date"):
         del content[name]
     content["result"]["p_value"] = content["result"]["p_value"] or 1.0
     path.write_text(json.dumps(content))
