@@ -97,9 +97,10 @@ def test_names_from_outside_are_text(distilled: lineages.Lineage) -> None:
     hostile = replace(distilled, sources=sources, architecture=HOSTILE, notes=(HOSTILE,), leak=HOSTILE,
                       environment={HOSTILE: HOSTILE}, settings={**distilled.settings, "tree": HOSTILE},
                       result=replace(distilled.result, per_class=classes))  # fmt: skip
-    nodes = tuple(replace(node, inputs=tuple(name if name.startswith("merge") else sources[k % 4].name
-                                             for k, name in enumerate(node.inputs))) for node in hostile.nodes)  # fmt: skip
-    hostile = replace(hostile, nodes=nodes[:2] + (replace(nodes[2], inputs=("merge-1", "merge-2")),))
+    new = {old.name: one.name for old, one in zip(distilled.sources, sources, strict=True)}
+    inputs = [tuple(new.get(name, name) for name in node.inputs) for node in distilled.nodes]
+    nodes = tuple(replace(node, inputs=names) for node, names in zip(distilled.nodes, inputs, strict=True))
+    hostile = replace(hostile, nodes=nodes)
     seen, plain = Page(page.text(hostile, SPEC, shown(HOSTILE))), Page(page.text(distilled, SPEC, shown()))
     assert (seen.handlers, seen.tags.count("script")) == ([], 1)
     assert set(seen.tags) == set(plain.tags)
