@@ -20,13 +20,15 @@ from hfmega.errors import HfmegaError
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"  # of weights in several files
+PREPROCESSOR: Final = "preprocessor_config.json"  # where the library keeps what it does to images in a file of its own
 LINEAGE: Final = "lineage.json"
 STATISTICS: Final = "statistics.safetensors"
 RECIPE: Final = "recipe.safetensors"
 CARD: Final = "README.md"
 EVAL_RESULTS: Final = ".eval_results/hfmega.yaml"
 REPORT: Final = "report.html"  # for the user; published only when asked for
-PUBLISHED: Final = (CARD, CONFIG, WEIGHTS, LINEAGE, STATISTICS, RECIPE, EVAL_RESULTS, "figures/*.png")
+PUBLISHED: Final = (CARD, CONFIG, PREPROCESSOR, WEIGHTS, LINEAGE, STATISTICS, RECIPE, EVAL_RESULTS, "figures/*.png")
 WORK: Final = ".hfmega"
 FINGERPRINT: Final = "fingerprint"
 PLACES: Final = "places.json"

@@ -5,10 +5,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from hfmega.data.images import Split
 from hfmega.evaluation.network import Network
+from hfmega.models.library import buffers_of, call, parameters_of
 from hfmega.search.recipe import Recipe
 
 IMAGES: Final = 500  # at most, of those that steer a search: the first ones
@@ -32,12 +33,12 @@ def fisher(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]
 
     (Matena and Raffel 2022, arXiv 2111.09832, section 3.) float32, in the shape of each parameter.
     """
-    model = network.prepared(recipe)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = {name: b.detach() for name, b in model.named_buffers()}
+    spec, model = network.spec, network.prepared(recipe)
+    parameters = {name: p.detach() for name, p in parameters_of(spec, model).items()}
+    buffers = {name: b.detach() for name, b in buffers_of(spec, model).items()}
 
     def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, (weights, buffers), (image[None],))
+        logits = call(spec, model, {**weights, **buffers}, image[None])
         return -nn.functional.cross_entropy(logits.float(), label[None])
 
     gradients: Callable[..., Any] = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
@@ -81,7 +82,7 @@ def grams(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (gram / len(batches)).float().cpu() for name, gram in sums.items()}
+    return network.spec.names.in_file({name: (gram / len(batches)).float().cpu() for name, gram in sums.items()})
 
 
 def patches(layer: nn.Module, inputs: Tensor) -> Tensor:

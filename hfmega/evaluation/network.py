@@ -13,7 +13,7 @@ from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.models.fold import fold
-from hfmega.models.library import Spec, batch_norms, build, normalizer
+from hfmega.models.library import Spec, batch_norms, buffers_of, build, normalizer, parameters_of, state_of
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.sources import Sources
 from hfmega.weights.tensors import finite
@@ -57,7 +57,8 @@ class Network:
         self._precision = dtype_of(precision, sources.device)
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
-        self._model = attach(build(spec).to(sources.device), sources, self._flat)
+        self.spec = spec
+        self._model = attach(spec, build(spec).to(sources.device), sources, self._flat)
         self._norms = batch_norms(self._model)
         self._normalize = normalizer(spec, sources.device)
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
@@ -101,7 +102,7 @@ class Network:
         self._prepare(recipe)
         if not (recipe.calibrate and self.can_calibrate):
             return {}
-        state = self._model.state_dict()
+        state = state_of(self.spec, self._model)
         return {name: state[name].clone().cpu() for name in state if name.endswith(("running_mean", "running_var"))}
 
     def prepared(self, recipe: Recipe) -> nn.Module:
@@ -179,10 +180,11 @@ class Network:
         return (cut(images, part) for part in parts)
 
 
-def attach(model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:
+def attach(spec: Spec, model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:
     """Make the float tensors of a network views of a flat vector, float32 [layout.size]."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**parameters_of(spec, model), **buffers_of(spec, model)}
     for name, view in sources.layout.views(flat).items():
-        tensors[name].data = view
-        tensors[name].requires_grad_(False)
+        if name not in spec.names.surplus:
+            tensors[name].data = view
+            tensors[name].requires_grad_(False)
     return model.eval()

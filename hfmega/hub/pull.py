@@ -14,8 +14,8 @@ from huggingface_hub.errors import (
 )
 
 from hfmega.errors import SourceError
-from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, RECIPE, REPORT, STATISTICS, WEIGHTS
-from hfmega.hub.client import pin
+from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, PREPROCESSOR, RECIPE, REPORT, STATISTICS, WEIGHTS
+from hfmega.hub.client import Remote, pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
 from hfmega.weights.checkpoint import Checkpoint, from_folder, license_of, sha256_of_weights
@@ -58,7 +58,7 @@ def parse(source: str) -> tuple[str, str | None]:
 
 def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
     remote = pin(repo_id, revision)
-    config, shards = remote.fetch(CONFIG), remote.shards()
+    config, shards = fetch_config(remote), remote.shards()
     for name in shards or (WEIGHTS,):
         remote.fetch(name)
     card = remote.fetch_if_there(CARD)
@@ -73,6 +73,13 @@ def _from_hub(repo_id: str, revision: str | None) -> Checkpoint:
         stated_license,
         shards,
     )
+
+
+def fetch_config(remote: Remote) -> Path:
+    """The config of a repository on this disk, and beside it what says how images are prepared, if that is a file."""
+    if PREPROCESSOR in remote.stated:
+        remote.fetch(PREPROCESSOR)
+    return remote.fetch(CONFIG)
 
 
 def pull_merge(merge: str) -> Path:
@@ -128,7 +135,7 @@ def preview(source: str) -> Preview:
     repo_id, revision = parse(source)
     try:
         remote = pin(repo_id, revision)
-        config, shards = remote.fetch(CONFIG), remote.shards()
+        config, shards = fetch_config(remote), remote.shards()
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:
         raise explained(error, repo_id, revision) from error

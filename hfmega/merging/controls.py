@@ -14,7 +14,7 @@ from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import found_by, run_off
 from hfmega.merging.tree import scores_of, searcher_of
 from hfmega.models.fit import Schedule, fit
-from hfmega.models.library import build, normalizer
+from hfmega.models.library import build, load_into, normalizer, outline, parameters_of, state_of
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe
 from hfmega.settings import Method
@@ -121,14 +121,15 @@ def train(
     """Train the network of a job from some weights; images, targets, state: as `fit` takes them."""
     device = job.evaluator.state.device
     model = build(job.spec)
-    model.load_state_dict(start)
+    load_into(job.spec, model, start)
     fit(model.to(device), images, targets, normalizer(job.spec, device), schedule, state, output)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    after = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(job.spec, model).items()}
+    return {**start, **after}
 
 
 def alone(job: Job, state: dict[str, Tensor]) -> Sources:
     """A state dict as the only source."""
-    return Sources([state], dict(build(job.spec).named_parameters()), job.evaluator.state.device)
+    return Sources([state], parameters_of(job.spec, outline(job.spec)), job.evaluator.state.device)
 
 
 def judge(network: Network, recipe: Recipe, split: Split) -> Answers:

@@ -17,7 +17,7 @@ from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
 from hfmega.merging.pairing import Node, plan
 from hfmega.merging.prepare import choose_dataset, looked_at
-from hfmega.models.library import Spec, build, has_statistics, sizes
+from hfmega.models.library import Spec, build, has_statistics, parameters_of, sizes, state_of
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
@@ -112,7 +112,7 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
 def evaluation_rate(spec: Spec) -> float:
     """Images per second through the network on this process's device, measured on random images."""
     model = build(spec)
-    sources = Sources([model.state_dict()], dict(model.named_parameters()), processes().device)
+    sources = Sources([state_of(spec, model)], parameters_of(spec, model), processes().device)
     network = Network(spec, sources, calibration=None)
     images = spec.preprocessing.noise(4 * network.batch_size)
     split = Split("probe", images, torch.zeros(len(images), dtype=torch.int64), "probe")

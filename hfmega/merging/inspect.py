@@ -25,7 +25,7 @@ from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceR
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.settings import MergeSettings
 from hfmega.weights import align
-from hfmega.weights.checkpoint import Checkpoint, load_weights
+from hfmega.weights.checkpoint import Checkpoint, load_each
 from hfmega.weights.mergeable import check_mergeable
 from hfmega.weights.relation import relate
 from hfmega.weights.sources import mix
@@ -37,7 +37,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     Raises HfmegaError when a source or the images cannot be had; sources that do not fit are an answer, not an error.
     """
     checkpoints = pull_each(settings)
-    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    states = load_each(checkpoints)
     try:
         check_mergeable(checkpoints, states)
     except SourceError as error:

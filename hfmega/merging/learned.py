@@ -8,11 +8,11 @@ import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hfmega.data.images import Split
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
+from hfmega.models.library import call
 from hfmega.rng import permutation
 from hfmega.search.ga import MeGA
 from hfmega.search.recipe import Recipe, blend, blend_groups
@@ -111,5 +111,4 @@ class Blend:
         if self._batch_statistics:  # which a forward pass writes to
             tensors |= {s.name: tensors[s.name].detach().clone() for s in layout.slots if not s.parameter}
         with self._network.batch_statistics(self._batch_statistics) as model:
-            logits: Tensor = functional_call(model, tensors, (self._network.normalized(images),))
-        return logits
+            return call(self._network.spec, model, tensors, self._network.normalized(images))

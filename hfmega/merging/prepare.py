@@ -21,7 +21,7 @@ from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.output import Output
 from hfmega.settings import UPDATE_BN, MergeSettings, recorded
 from hfmega.weights import align
-from hfmega.weights.checkpoint import Checkpoint, load_weights
+from hfmega.weights.checkpoint import Checkpoint, load_each
 from hfmega.weights.mergeable import check_mergeable
 from hfmega.weights.relation import loosest, outlook
 from hfmega.weights.sources import mix
@@ -84,7 +84,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     """
     state = processes()
     checkpoints, members, notes = gather(settings, output, state)
-    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    states = load_each(checkpoints)
     check_mergeable(checkpoints, states)
     spec = checkpoints[0].spec
     statistics = has_statistics(spec)

@@ -152,7 +152,8 @@ def write_model(folder: Path, job: Job, recipe: Recipe, nodes: Mapping[str, Reci
     record = job.spec.record
     if record and job.settings.method == UPDATE_BN and job.settings.splits.calibration is None:
         config = with_record(config, {**record, "update_bn": True})  # no image was seen that was held out
-    write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+    for name, content in {CONFIG: config, **job.spec.beside}.items():
+        write_atomically(folder / name, f"{json.dumps(content, indent=2)}\n".encode())
     return save_weights(rebuild(network.sources, recipe, statistics), folder / WEIGHTS)
 
 

@@ -52,7 +52,7 @@ class Merge:
         """Load the network with its weights, in eval mode."""
         checkpoint = pull(str(self.folder))
         model = library.build(checkpoint.spec)
-        model.load_state_dict(load_weights(checkpoint))
+        library.load_into(checkpoint.spec, model, load_weights(checkpoint))
         return model.eval()
 
     def transform(self) -> Callable[[Image.Image], Tensor]:

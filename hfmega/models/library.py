@@ -5,19 +5,23 @@ its own, and not before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from hfmega.errors import SourceError
 from hfmega.models import config
+from hfmega.models.names import Names
 from hfmega.models.preprocessing import Preprocessing
 
-LIBRARIES: Final = {"timm": "hfmega.models.timm_library"}
+LIBRARIES: Final = {"timm": "hfmega.models.timm_library", "transformers": "hfmega.models.transformers_library"}
+WRAPPED: Final = ("timm_wrapper",)  # networks of timm, as transformers writes them
 SCRATCH: Final = "timm"  # the library of networks that are trained from random weights
 
 
@@ -27,7 +31,8 @@ class Spec:
 
     labels: the names of the outputs in their order; None where the config has none. arguments: whatever else must be
     equal for two networks to be one function of their weights. record: how hfmega trained it, if it did.
-    config: the whole config, as it will be written again.
+    config: the whole config, as it will be written again; beside: other files that belong to it, by name.
+    names: what the checkpoint calls the network's tensors.
     """
 
     library: str
@@ -38,6 +43,8 @@ class Spec:
     arguments: Mapping[str, Any]
     record: Mapping[str, Any] | None
     config: Mapping[str, Any]
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,6 +69,7 @@ class CardFacts:
     library_name: str
     tags: tuple[str, ...]
     registered: bool
+    snippet: Literal["timm", "transformers"] = "timm"
 
 
 class Library(Protocol):
@@ -111,8 +119,18 @@ def read(path: Path, where: str) -> Spec:
 
     Raises SourceError for a file that cannot be read, or in which something has no sense.
     """
-    document = config.load(path, where)  # whose keys tell the library, once there are two
-    return _library(SCRATCH).read(document, path, where)
+    document = config.load(path, where)
+    kind = document.get("model_type") if isinstance(document, dict) else None
+    if not isinstance(kind, str) or kind in WRAPPED:
+        return _library("timm").read(document, path, where)
+    try:
+        library = _library("transformers")
+    except ImportError as error:
+        raise SourceError(
+            f"{where} is a checkpoint of transformers ({kind[:60]}), which hfmega reads with the extra: "
+            "pip install 'hfmega[transformers]'."
+        ) from error
+    return library.read(document, path, where)
 
 
 def build(spec: Spec, seed: int = 0) -> nn.Module:
@@ -130,8 +148,35 @@ def outline(spec: Spec) -> nn.Module:
 
 
 def sizes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Tensor name to shape of the network of a spec. Raises as `build` does."""
-    return {name: tuple(tensor.shape) for name, tensor in outline(spec).state_dict().items()}
+    """Tensor name in the checkpoint to shape, of the network of a spec. Raises as `build` does."""
+    state = state_of(spec, outline(spec))
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name in (spec.names.own or state)}
+
+
+def state_of(spec: Spec, model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network by the names of its checkpoint."""
+    return spec.names.in_file(model.state_dict())
+
+
+def parameters_of(spec: Spec, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a network by the names of its checkpoint."""
+    return spec.names.in_file(dict(model.named_parameters()))
+
+
+def buffers_of(spec: Spec, model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a network, those that are not saved among them, by the names of its checkpoint."""
+    return spec.names.in_file(dict(model.named_buffers()))
+
+
+def load_into(spec: Spec, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of a checkpoint into a network."""
+    model.load_state_dict(spec.names.in_network(state), strict=not spec.names.own)  # whose names were checked
+
+
+def call(spec: Spec, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """The answers of a network with other tensors, named as in the checkpoint, in place of its own."""
+    logits: Tensor = functional_call(model, spec.names.in_network(tensors), (images,))
+    return logits
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -19,7 +19,7 @@ def spaces_of(spec: Spec) -> Spaces:
     """The permutation spaces of a network. What is not understood stays as it is, with a note."""
     exported = trace(spec, batch=2)
     tracer = Tracer()
-    names = state_names(exported)
+    names = state_names(spec, exported)
     for node in exported.graph.nodes:
         tracer.visit(node, names)
     return tracer.spaces()
@@ -31,14 +31,15 @@ def trace(spec: Spec, batch: int) -> torch.export.ExportedProgram:
     return torch.export.export(build(spec).eval(), (images,), strict=False)
 
 
-def state_names(exported: torch.export.ExportedProgram) -> dict[str, str]:
-    """Placeholder to tensor name, of parameters, buffers and constants."""
+def state_names(spec: Spec, exported: torch.export.ExportedProgram) -> dict[str, str]:
+    """Placeholder to tensor name in the checkpoint, of parameters, buffers and constants."""
     signature = exported.graph_signature
-    return {
+    found = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
+    return {placeholder: spec.names.key(name) for placeholder, name in found.items()}
 
 
 ELEMENTWISE: Final = frozenset(
@@ -335,4 +336,4 @@ def shape(value: Any) -> tuple[int, ...]:
 def layer_name(node: fx.Node) -> str:
     """The module that a node belongs to, as its library names it."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return (stack[-1][0].removeprefix("L['self'].") if stack else "") or node.name
+    return (stack[-1][0].removeprefix("L['self'].").removeprefix("network.") if stack else "") or node.name

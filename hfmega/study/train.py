@@ -21,7 +21,7 @@ from hfmega.hub import pull
 from hfmega.merging.estimate import PROBE_SECONDS
 from hfmega.models import library
 from hfmega.models.fit import Schedule, fit, seconds_per_step
-from hfmega.models.library import Spec, build, normalizer
+from hfmega.models.library import Spec, build, load_into, normalizer, parameters_of, state_of
 from hfmega.output import Output
 from hfmega.report import card
 from hfmega.report.markdown import short
@@ -107,7 +107,7 @@ def train(settings: TrainSettings, output: Output) -> Trained:
     with open_run(settings.output, json.dumps([record, images.fingerprint]), settings.overwrite) as work:
         model = build(spec, settings.seed)
         if start:
-            model.load_state_dict(start)
+            load_into(spec, model, start)
         fit(
             model.to(device),
             images.images,
@@ -117,8 +117,9 @@ def train(settings: TrainSettings, output: Output) -> Trained:
             work / STATE,
             output,
         )
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        network = Network(spec, Sources([state], dict(model.named_parameters()), device), images)
+        trained = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(spec, model).items()}
+        state = {**(start or {}), **trained}  # what the network leaves aside stays as it was
+        network = Network(spec, Sources([state], parameters_of(spec, model), device), images)
         if updates:
             state = rebuild(network.sources, UPDATED, network.statistics(UPDATED))
         labels = list(spec.labels or dataset.classes)

@@ -103,7 +103,7 @@ def match_activations(
     sums: dict[tuple[str, int], Moments] = {}
     with torch.inference_mode():
         for part in images[: len(images) // batch * batch].split(batch):
-            seen = [watch(exported, network, part, wanted) for network in (reference, state)]
+            seen = [watch(spec, exported, network, part, wanted) for network in (reference, state)]
             for space in spaces.spaces:
                 for name, dim in space.nodes:
                     rows = [s[name].movedim(dim, 0).flatten(1).double() for s in seen]
@@ -116,10 +116,10 @@ def match_activations(
 
 
 def watch(
-    exported: torch.export.ExportedProgram, state: Mapping[str, Tensor], images: Tensor, wanted: set[str]
+    spec: Spec, exported: torch.export.ExportedProgram, state: Mapping[str, Tensor], images: Tensor, wanted: set[str]
 ) -> dict[str, Tensor]:
     """The activations of some nodes of the graph, with the weights of a state dict."""
-    names = state_names(exported)
+    names = state_names(spec, exported)
     constants = {name: tensor for name, tensor in exported.constants.items() if isinstance(tensor, Tensor)}
     tensors = {**constants, **state}
     inputs = [

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -115,8 +115,8 @@ def require_safetensors(where: str, files: Iterable[str]) -> None:
     for needed in ({CONFIG}, {WEIGHTS, INDEX}):
         if not names & needed:
             raise SourceError(
-                f"{where} has no {min(needed)}: a source needs {CONFIG} and {WEIGHTS}, as timm writes them, or the "
-                f"shards of its weights with {INDEX}."
+                f"{where} has no {min(needed)}: a source needs {CONFIG} and {WEIGHTS}, as timm and transformers write "
+                f"them, or the shards of its weights with {INDEX}."
             )
 
 
@@ -141,6 +141,13 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         _check_shard(where, tensors, index, shard)
         state |= tensors
     return state
+
+
+def load_each(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Tensor]]:
+    """The tensors of several checkpoints, by the names that the first one gives them. Raises as `load_weights`."""
+    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    first = checkpoints[0].spec.names
+    return [c.spec.names.brought(state, first, states[0]) for c, state in zip(checkpoints, states, strict=True)]
 
 
 def _check_shard(where: str, tensors: Collection[str], index: Mapping[str, str], shard: str) -> None:

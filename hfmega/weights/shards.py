@@ -8,8 +8,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from hfmega.errors import SourceError
+from hfmega.folder import INDEX as INDEX
 
-INDEX: Final = "model.safetensors.index.json"
 PLAIN_NAME: Final = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # no way out of a folder
 
 

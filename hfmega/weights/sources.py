@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega import folder
 from hfmega.errors import SourceError
-from hfmega.models.library import outline
+from hfmega.models.library import outline, parameters_of
 from hfmega.search.recipe import Recipe, Static
 from hfmega.settings import Genome
 from hfmega.weights import formulas
@@ -196,7 +196,8 @@ def mix(
     checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu"
 ) -> Sources:
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
-    parameters = dict(outline(checkpoints[0].spec).named_parameters())  # only the names are needed
+    spec = checkpoints[0].spec
+    parameters = parameters_of(spec, outline(spec))  # only the names are needed
     return Sources(states, parameters, device)
 
 

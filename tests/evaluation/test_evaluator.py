@@ -270,7 +270,7 @@ def test_the_weights_of_the_network_are_views_of_the_recipe_s(digits: Dataset) -
     given = config(8)
     sources = untrained(given, 1, 2)
     flat = torch.empty(sources.layout.size)
-    model = attach(build(given), sources, flat)
+    model = attach(given, build(given), sources, flat)
     images = plain_input(load_split(digits, np.arange(20), given, "few"), given)
     with torch.inference_mode():
         for index, seed in enumerate((1, 2)):
