@@ -33,7 +33,10 @@ LONGEST: Final = 200  # times the shorter side of an image
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one purpose. images: uint8 [n, channels, height, width]; labels: int64 [n], as the network counts."""
+    """Images of one purpose. images: uint8 [n, channels, height, width]; labels: int64 [n], as the network counts.
+
+    Instead of labels there may be the probabilities of a teacher, float32 [n, classes].
+    """
 
     name: str
     images: Tensor
@@ -80,7 +83,7 @@ def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
 
 def stratified(split: Split) -> Split:
     """The same images in a fixed random order, of which every beginning has each class in its share."""
-    labels = split.labels.numpy()
+    labels = (split.labels.argmax(1) if split.labels.dim() == 2 else split.labels).numpy()
     place = np.empty(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

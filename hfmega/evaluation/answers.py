@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,10 +49,19 @@ class Comparison:
 
 
 def answers(log_probabilities: Tensor, labels: Tensor) -> Answers:
-    """log_probabilities: float32 [images, classes]; labels: int64 [images]. An answer that is not finite is wrong."""
+    """log_probabilities: float32 [images, classes]; labels: int64 [images]. An answer that is not finite is wrong.
+
+    Where labels are a teacher's probabilities, float32 [images, classes], the loss is the Kullback-Leibler divergence
+    from them, and right is what the teacher finds most probable.
+    """
     finite = log_probabilities.isfinite().all(dim=1)
+    if labels.dim() == 2:
+        wanted = labels.double()
+        loss = (torch.xlogy(wanted, wanted) - wanted * log_probabilities.double()).sum(dim=1)
+        labels = labels.argmax(dim=1)
+    else:
+        loss = -log_probabilities.gather(1, labels[:, None])[:, 0].double()
     correct = (log_probabilities.argmax(dim=1) == labels) & finite
-    loss = -log_probabilities.gather(1, labels[:, None])[:, 0].double()
     return Answers(correct.cpu().numpy(), loss.where(finite, float("inf")).cpu().numpy())
 
 

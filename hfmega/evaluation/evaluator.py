@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers, pool
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Score:
-    """What a split says of an individual: `correct` of `total` images, mean cross-entropy `loss` in nats."""
+    """What a split says of an individual: `correct` of `total` images, mean `loss` in nats (see `answers`)."""
 
     correct: int
     total: int
@@ -111,8 +112,8 @@ class Evaluator:
             self._scores[recipe, split.fingerprint] = score
 
     def forget(self, split: Split) -> None:
-        """Know no score on a split any more."""
-        self._scores = {key: score for key, score in self._scores.items() if key[1] != split.fingerprint}
+        """Know no score on a split any more, whoever answered its images."""
+        self._scores = {key: score for key, score in self._scores.items() if split.fingerprint not in key[1]}
 
     def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
         """What each recipe says of each image; one already known is not computed again."""
@@ -125,14 +126,16 @@ class Evaluator:
         """What the mean probability of several recipes says of each image; their own answers are known afterwards."""
         key = (tuple(recipes), split.fingerprint)
         if key not in self._ensembles:
-            predictions = self._spread(lambda r: self.network.predict(r, split), recipes)
-            known = {
-                (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
-            }
-            self._answers |= known
-            mean = torch.stack(predictions).logsumexp(dim=0) - math.log(len(predictions))
-            self._ensembles[key] = answers(mean, split.labels)
+            self._ensembles[key] = answers(self.together(recipes, split), split.labels)
         return self._ensembles[key]
+
+    def together(self, recipes: Sequence[Recipe], split: Split) -> Tensor:
+        """The logarithm of the mean probability of several recipes: float32 [images, classes], on the CPU."""
+        predictions = self._spread(lambda r: self.network.predict(r, split), recipes)
+        self._answers |= {
+            (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
+        }
+        return torch.stack(predictions).logsumexp(dim=0) - math.log(len(predictions))
 
     def _spread(self, work: Callable[[Recipe], T], recipes: Sequence[Recipe]) -> list[T]:
         """work(recipe) for each recipe, every n-th in each of n processes; the same list in all of them."""

@@ -8,11 +8,12 @@ Hyperband) nor shown to be worse than the last one who would get a seat.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from hfmega.evaluation.answers import Answers
+from hfmega.settings import Fitness
 
 FACTOR: Final = 3  # of the images from rung to rung, and of those who go on
 LEAST_IMAGES: Final = 200  # of a rung: fewer tell too little
@@ -26,13 +27,13 @@ class Race:
     halving: not for a first population. It decides where a search goes on, and its best may differ by less than a rung
     of few images tells apart; the elite keeps later ones from losing what was found.
 
-    fitness: what the search maximises (accuracy) or minimises (mean loss).
+    fitness: what the search maximises (accuracy) or minimises (mean loss, from labels or from the ensemble's answers).
     """
 
     halving: bool = True
     test: bool = True
     error_rate: float = 0.05
-    fitness: Literal["accuracy", "loss"] = "accuracy"
+    fitness: Fitness = "accuracy"
 
 
 def rungs(images: int, halving: bool = True) -> list[int]:
@@ -79,7 +80,7 @@ def seats(running: int, taken: int) -> int:
 
 def rank(answers: Answers, race: Race) -> tuple[float, ...]:
     """The higher the better."""
-    return (-answers.mean_loss,) if race.fitness == "loss" else (answers.accuracy, -answers.mean_loss)
+    return (-answers.mean_loss,) if race.fitness != "accuracy" else (answers.accuracy, -answers.mean_loss)
 
 
 def worse(model: Answers, other: Answers, left: int, race: Race) -> bool:
@@ -89,7 +90,7 @@ def worse(model: Answers, other: Answers, left: int, race: Race) -> bool:
     """
     from scipy import stats  # half a second of CPU
 
-    if race.fitness == "loss":
+    if race.fitness != "accuracy":
         higher = model.loss - other.loss
         return bool(higher.mean() > stats.norm.isf(race.error_rate) * stats.sem(higher))
     difference = other.correct.astype(np.int64) - model.correct

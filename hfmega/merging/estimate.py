@@ -52,7 +52,7 @@ def estimate(settings: MergeSettings) -> Estimate:
         dataset,
         [c.record for c in checkpoints],
         settings.splits,
-        distills=settings.last.distill,
+        distills=settings.unlabelled,
         chooses=settings.chooses,
     )
     spec = checkpoints[0].spec
@@ -94,10 +94,11 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     if not settings.searches:
         evaluations = 2 * sources if settings.method == "greedy-soup" else 1
     calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
-    searching = evaluations * (size["search"] + calibration)
+    steering = size["distill" if settings.steered_unlabelled else "search"]
+    searching = evaluations * (steering + calibration)
     if settings.searches and not settings.exact:
-        first = most_images(ga.population, 0, size["search"], calibration, halving=False)
-        later = most_images(ga.population - 1, 1, size["search"], calibration)
+        first = most_images(ga.population, 0, steering, calibration, halving=False)
+        later = most_images(ga.population - 1, 1, steering, calibration)
         searching = merges * (first + (ga.generations - 1) * later)
     if settings.calibrate is None and statistics:
         searching += (sources + 1) * (2 * size["search"] + calibration)

@@ -21,10 +21,11 @@ from hfmega.folder import WORK
 from hfmega.merging.controls import Tried, alone, best_source, judge, train
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
+from hfmega.merging.teacher import teacher_of
 from hfmega.models.fit import Schedule
 from hfmega.output import Output
 from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, LastMile
-from hfmega.search.recipe import Recipe, source_alone
+from hfmega.search.recipe import Recipe
 from hfmega.weights.checkpoint import save_weights
 from hfmega.weights.sources import rebuild
 
@@ -130,14 +131,6 @@ def rates(job: Job) -> tuple[float, ...]:
     """The learning rates that are tried."""
     asked = job.settings.last.learning_rate
     return RATES if asked is None else (asked,)
-
-
-def teacher_of(job: Job) -> list[Recipe]:
-    """The leaves alone, as they are or with re-estimated statistics: the ensemble of lower loss on search images."""
-    count = len(job.checkpoints)
-    ways = (False, True) if job.evaluator.network.can_calibrate else (False,)
-    ensembles = [[source_alone(k, count, way) for k in range(count)] for way in ways]
-    return min(ensembles, key=lambda recipes: job.evaluator.ensemble(recipes, job.search).mean_loss)
 
 
 def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:

@@ -37,7 +37,8 @@ def merge_all(asked: Sequence[MergeSettings], output: Output) -> list[Lineage]:
         if made is None:
             output.say(f"merging into {one.output}")
             job = replace(job, settings=one) if job else prepare(one, output)
-            job.evaluator.forget(job.search)  # or it would cost nothing to score what an earlier merge had scored
+            for split in filter(None, (job.search, job.unlabelled)):
+                job.evaluator.forget(split)  # or it would cost nothing to score what an earlier merge had scored
             made = carry_out(job, output)
         if made is not None:  # only the main process has it
             found.append(made)

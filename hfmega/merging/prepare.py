@@ -31,7 +31,8 @@ from hfmega.weights.sources import mix
 class Job:
     """A merge that has passed every check. checkpoints: the leaves, in the order of every recipe's coefficients.
 
-    search: the images that steer a search; where no image chooses anything, those of the calibration.
+    search: the labelled images that steer a search; where no image chooses anything, those of the calibration.
+    answered: the images that steer it instead, with the ensemble's answers (`--fitness ensemble`).
     """
 
     settings: MergeSettings
@@ -47,6 +48,12 @@ class Job:
     evaluator: Evaluator
     alignment: align.Alignment
     notes: tuple[str, ...]
+    answered: Split | None = None
+
+    @property
+    def steering(self) -> Split:
+        """The images that individuals are scored on."""
+        return self.answered or self.search
 
     @property
     def spec(self) -> Spec:
@@ -96,7 +103,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         dataset,
         [c.record for c in checkpoints],
         settings.splits,
-        distills=settings.last.distill,
+        distills=settings.unlabelled,
         chooses=settings.chooses,
     )
     splits = {

@@ -69,7 +69,7 @@ def resume(node: Node, searcher: Searcher, job: Job, progress: Progress, output:
     known = progress.scores.get(node.name, [])
     for scores in known:
         for recipe, score in zip(searcher.ask(), scores, strict=True):
-            job.evaluator.remember(recipe, job.search, score)
+            job.evaluator.remember(recipe, job.steering, score)
         searcher.tell(scores)
     if known and node.name not in progress.done:
         output.say(f"resuming {node.name} after generation {len(known)} of {searcher.generations}")

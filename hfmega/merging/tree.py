@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from hfmega.evaluation.evaluator import Score
 from hfmega.evaluation.race import Race
@@ -14,12 +14,14 @@ from hfmega.merging.pairing import NODE_SEEDS, Node, batches, ordered, plan
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress, resume, save, saved_progress
 from hfmega.merging.run_off import SOUP, calibration_pays, found_by, greedy_soup, run_off
+from hfmega.merging.teacher import answered
 from hfmega.output import Output
 from hfmega.search import Searcher
 from hfmega.search.cma import CMAES
 from hfmega.search.ga import MeGA
 from hfmega.search.random import RandomSearch
 from hfmega.search.recipe import Recipe
+from hfmega.settings import Fitness
 
 SEARCHERS: Final = {"mega": MeGA, "cmaes": CMAES, "random": RandomSearch}
 
@@ -62,14 +64,24 @@ def searcher_of(job: Job, inputs: Sequence[Recipe], seed: int) -> Searcher:
     """The search that the settings name, over some recipes."""
     settings, sources = job.settings.search, job.evaluator.network.sources
     if job.settings.method == "learned":
-        return Learned(inputs, settings, seed, job.evaluator, job.search)
+        return Learned(inputs, settings, seed, job.evaluator, job.steering)
     return SEARCHERS[job.settings.method](inputs, settings, seed, sources.groups(settings.genome).count)
 
 
 def decided(job: Job, output: Output) -> Job:
-    """The job with its calibration settled: as asked, else what pays on the search images."""
-    if job.settings.calibrate is not None:
-        return job
+    """The job with its calibration settled, as asked, else what pays on the search images; and the ensemble's answers
+    where they are its fitness.
+    """
+    if job.settings.calibrate is None:
+        job = with_calibration(job, output)
+    if job.settings.searches and job.settings.search.fitness == "ensemble":
+        job = replace(job, answered=answered(job))
+        output.say(f"fitness: nearness to the ensemble's answers on {len(job.steering):,} images, without labels")
+    return job
+
+
+def with_calibration(job: Job, output: Output) -> Job:
+    """The job, with statistics re-estimated or not."""
     calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
     if job.evaluator.network.can_calibrate:
         output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
@@ -118,12 +130,12 @@ def scores_of(
 ) -> list[list[Score]]:
     """The scores of several populations, of searches that begin or go on: each a race, or with `exact` all images."""
     if not job.settings.exact:
-        return job.evaluator.race(populations, job.search, rules(first, job.settings.search.fitness), advance)
-    job.evaluator.scores([recipe for population in populations for recipe in population], job.search, advance)
-    return [job.evaluator.scores(population, job.search) for population in populations]
+        return job.evaluator.race(populations, job.steering, rules(first, job.settings.search.fitness), advance)
+    job.evaluator.scores([recipe for population in populations for recipe in population], job.steering, advance)
+    return [job.evaluator.scores(population, job.steering) for population in populations]
 
 
-def rules(first: bool, fitness: Literal["accuracy", "loss"]) -> Race:
+def rules(first: bool, fitness: Fitness) -> Race:
     return Race(halving=not first, fitness=fitness)
 
 

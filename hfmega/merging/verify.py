@@ -257,7 +257,7 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
         dataset,
         [c.record for c in rebuilt.checkpoints],
         request,
-        distills=bool(settings.get("distill", False)),
+        distills="distill" in merge.lineage.data.splits,
         chooses=not merge.lineage.updates_bn,
     )
     spec, recorded = rebuilt.checkpoints[0].spec, merge.lineage.data.splits

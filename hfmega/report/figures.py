@@ -177,7 +177,8 @@ def fitness(lineage: Lineage) -> Figure:
     rows = math.ceil(len(nodes) / columns)
     height = 3.4 * rows + 0.3
     figure = sheet(WIDTH, height)
-    label = "mean loss (nats)" if lineage.settings.get("fitness") == "loss" else "accuracy"
+    labels = {"loss": "mean loss (nats)", "ensemble": "mean divergence from the ensemble (nats)"}
+    label = labels.get(lineage.settings.get("fitness", ""), "accuracy")
     images = f"{lineage.data.splits['search'].images:,} images"
     for position, node in enumerate(nodes):
         axes = figure.add_subplot(rows, columns, position + 1)

@@ -122,13 +122,14 @@ class MeGA:
         loss = score.loss if math.isfinite(score.loss) else math.inf
         accuracy = score.accuracy if math.isfinite(score.accuracy) else 0.0
         seen = score.total if math.isfinite(score.loss) else 0
-        if self.settings.fitness == "loss":
+        if self.settings.fitness != "accuracy":
             return (seen, -loss)
         return (seen, accuracy, -loss) if self.settings.break_ties else (seen, accuracy)
 
     def _summary(self, scores: Sequence[Scored]) -> Generation:
         """The best of those that saw all images; mean and spread with the estimates of those that did not."""
-        by_loss, worst = self.settings.fitness == "loss", math.inf if self.settings.fitness == "loss" else 0.0
+        by_loss = self.settings.fitness != "accuracy"
+        worst = math.inf if by_loss else 0.0
         values = [score.loss if by_loss else score.accuracy for score in scores]
         exact = [v for v, score in zip(values, scores, strict=True) if math.isfinite(v) and score.exact]
         finite = [v for v in values if math.isfinite(v)] or [worst]

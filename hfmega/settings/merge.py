@@ -149,6 +149,16 @@ class MergeSettings:
         return self.method != UPDATE_BN
 
     @property
+    def unlabelled(self) -> bool:
+        """Whether unlabelled images are taken: for the last mile, or named for the fitness."""
+        return self.last.distill or self.steered_unlabelled
+
+    @property
+    def steered_unlabelled(self) -> bool:
+        """Whether unlabelled images that were named steer the search, by the ensemble's answers."""
+        return self.searches and self.search.fitness == "ensemble" and self.splits.distill is not None
+
+    @property
     def pulled(self) -> tuple[str, ...]:
         """Everything that is pulled: the sources, and behind them the base."""
         return (*self.sources, *([self.base] if self.base else []))
@@ -300,8 +310,10 @@ def recorded(settings: MergeSettings) -> dict[str, Any]:
         if name not in settings.facts.flags or found[name] is None:
             del found[name]
     if not settings.last.wanted:
-        for name in ("distill", "distill_split", "fine_tune", "last_epochs", "last_lr"):
+        for name in ("distill", "fine_tune", "last_epochs", "last_lr"):
             found.pop(name)
+    if not settings.unlabelled:
+        found.pop("distill_split")
     if settings.base:
         found["base"] = settings.base.rstrip("/").rsplit("/", 1)[-1]
     return found

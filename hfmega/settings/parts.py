@@ -8,6 +8,7 @@ from hfmega.errors import SettingsError
 from hfmega.settings.fields import check_slice, require, said
 
 Genome = Literal["model", "stage", "layer", "tensor", "channel"]
+Fitness = Literal["accuracy", "loss", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class GASettings:
     anchors: bool = False
     redraw_parents: bool = False
     break_ties: bool = False
-    fitness: Literal["accuracy", "loss"] = said("Maximise accuracy or minimise loss.", "Search", "accuracy")
+    fitness: Fitness = said(
+        "Maximise accuracy, minimise loss, or come near the answers of the sources' ensemble, without labels.",
+        "Search",
+        "accuracy",
+    )
     genome: Genome = said("Parts of the network with coefficients of their own: mega, learned.", "Method", "model")
 
     def __post_init__(self) -> None:
@@ -94,11 +99,11 @@ class SplitRequest:
     )
     allow_leak: bool = said("Let splits overlap; card, lineage and console will say so.", "Data", False)
     distill: str | None = said(
-        "Unlabelled images for --distill.",
+        "Unlabelled images for --distill and --fitness ensemble.",
         "Data",
         None,
         metavar="S",
-        usual="all that calibration may take",
+        usual="all that calibration may take; for --fitness ensemble the search images",
         name="distill_split",
     )
 

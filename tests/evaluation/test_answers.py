@@ -35,6 +35,15 @@ def test_the_interval_of_the_gain_is_student_s_on_paired_differences() -> None:
     assert compare(model, reference).interval == pytest.approx((0.09 - half, 0.09 + half))
 
 
+def test_against_a_teacher_the_loss_is_the_divergence_and_right_is_what_it_finds_most_probable() -> None:
+    teacher = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])
+    said = torch.tensor([[0.25, 0.25, 0.5], [0.9, 0.1, 0.0]]).log()
+    found = answers(said.nan_to_num(neginf=-50.0), teacher)
+    assert found.loss == pytest.approx([np.log(2), 0.0], abs=1e-7)  # sum of p log(p / q), by hand
+    assert found.correct.tolist() == [False, True]
+    assert answers(said, teacher).loss[1] == np.inf  # an answer that is not finite, as against labels
+
+
 @pytest.mark.parametrize(
     ("wins", "losses", "verdict"),
     [

@@ -1,0 +1,301 @@
+"""`make last-mile`: what a last mile gains under one choice after the other; writes cards/last-mile.
+
+Each choice differs from a baseline in one thing. What is on disk is kept, so the same command goes on.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal
+
+import torch
+from families import EVENLY, KINDS, given
+from torch import Tensor, nn
+
+from hfmega.data.images import Split
+from hfmega.evaluation.answers import Answers, compare, pool
+from hfmega.evaluation.network import Network
+from hfmega.folder import write_atomically
+from hfmega.merging.controls import alone, best_source, judge
+from hfmega.merging.last_mile import BATCH_SIZE, answers_of, weights_of
+from hfmega.merging.prepare import Job, prepare
+from hfmega.models.fit import Schedule, fit
+from hfmega.models.library import build, normalizer
+from hfmega.output import Output
+from hfmega.report import card
+from hfmega.search.recipe import Recipe, centroid, source_alone
+from hfmega.settings import LastMileSettings, MergeSettings, SplitRequest
+
+IMAGES: Final = 3_000  # that are held out: 60 % steer or teach, 40 % confirm
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a last mile is done. start: `best source` or `average`, as the lower loss on search and confirm images is.
+
+    teacher: the ensemble with re-estimated statistics or as it is, or the start alone. labels: what the images with
+    labels are taught: nothing (they are left out), labels and the teacher's answers in equal parts, labels, or labels
+    without any other image. epochs: of the unlabelled images, or as many steps over others.
+    """
+
+    rate: float = 0.003
+    epochs: float = 3
+    start: Literal["winner", "best source", "average"] = "winner"
+    teacher: Literal["ensemble", "ensemble, as it is", "itself"] = "ensemble"
+    labels: Literal["none", "half", "whole", "alone"] = "none"
+    augment: Literal["none", "flips", "flips and crops"] = "flips"
+    temperature: float = 1.0
+    seed: int = 0
+
+
+BASELINE: Final = Choice()
+RATES: Final = (0.01, 0.003, 0.001, 0.0005)
+CHOICES: Final[dict[str, dict[str, Any]]] = {
+    "baseline": {},
+    "taught by itself": {"teacher": "itself"},
+    **{f"rate {rate:g}": {"rate": rate} for rate in RATES},
+    "a third of the epochs": {},
+    "twice the epochs": {},
+    "from the best source": {"start": "best source"},
+    "from the average": {"start": "average"},
+    "teacher's statistics as they are": {"teacher": "ensemble, as it is"},
+    "and labels, half of the loss": {"labels": "half"},
+    "and labels, all of the loss": {"labels": "whole"},
+    "labels alone": {"labels": "alone"},
+    "labels alone, a third of the steps": {"labels": "alone"},
+    "without flips": {"augment": "none"},
+    "flips and crops": {"augment": "flips and crops"},
+    "temperature 2": {"temperature": 2.0},
+    "temperature 4": {"temperature": 4.0},
+    "another seed": {"seed": 1},
+    "a third seed": {"seed": 2},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One choice on one family. Accuracies are on test; gain, low, high: over the start, paired; share: of the way from
+    the start to the ensemble. confirm_loss: what a choice would be made by. seconds: of the training alone.
+    """
+
+    family: str
+    choice: str
+    start: str
+    images: int
+    confirm_loss: float
+    test: float
+    gain: float
+    low: float
+    high: float
+    share: float
+    seconds: float
+
+
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits / self.temperature
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A family, ready to be taught. starts: name to recipe; winner: the start of lower loss on the labelled images."""
+
+    family: str
+    job: Job
+    winner: str
+    starts: dict[str, Recipe]
+    kept: dict[str, Tensor]
+
+    def teacher(self, choice: Choice) -> list[Recipe]:
+        if choice.teacher == "itself":
+            return [self.starts[self.winner]]
+        count, way = (
+            len(self.job.checkpoints),
+            choice.teacher == "ensemble" and self.job.evaluator.network.can_calibrate,
+        )
+        return [source_alone(k, count, way) for k in range(count)]
+
+    def answers(self, choice: Choice, split: Split) -> Tensor:
+        """The teacher's probabilities, float32 [n, 2, classes], at the temperature of the choice."""
+        key = f"{choice.teacher} {split.fingerprint}"
+        if key not in self.kept:
+            self.kept[key] = answers_of(self.job, self.teacher(choice), split)
+        softened = self.kept[key] ** (1 / choice.temperature)
+        return softened / softened.sum(2, keepdim=True)
+
+    def lesson(self, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Images, and what to answer."""
+        job = self.job
+        assert job.unlabelled is not None
+        labels = nn.functional.one_hot(job.search.labels, job.spec.classes).float()[:, None].expand(-1, 2, -1)
+        if choice.labels == "alone":
+            return job.search.images, labels
+        images, targets = [job.unlabelled.images], [self.answers(choice, job.unlabelled)]
+        if choice.labels != "none":
+            images.append(job.search.images)
+            targets.append(labels if choice.labels == "whole" else (labels + self.answers(choice, job.search)) / 2)
+        return torch.cat(images), torch.cat(targets)
+
+
+def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
+    """Read the sources and the images of a family."""
+    settings = MergeSettings(
+        given(KINDS[name], arguments.sources),
+        arguments.output / "unused",
+        dataset=arguments.dataset,
+        splits=SplitRequest(
+            fitness="train[:5000]", fitness_images=IMAGES, calibration="train[5000:6000]", distill=EVENLY
+        ),
+        last=LastMileSettings(distill=True),
+    )
+    job = prepare(settings, output)
+    assert job.unlabelled is not None
+    few = job.unlabelled.images[:: -(-len(job.unlabelled) // arguments.images)]
+    job = replace(job, unlabelled=Split("distill", few, torch.zeros(len(few), dtype=torch.int64), f"every {len(few)}"))
+    ways = (False, True) if job.evaluator.network.can_calibrate else (False,)
+    averages = [centroid([replace(member.recipe, calibrate=way) for member in job.merged]) for way in ways]
+    average = min(averages, key=lambda recipe: labelled(job, recipe).mean_loss)
+    starts = {"best source": best_source(job)[1], "average": average}
+    winner = min(starts, key=lambda start: labelled(job, starts[start]).mean_loss)
+    return Bench(name, job, winner, starts, {})
+
+
+def labelled(job: Job, recipe: Recipe) -> Answers:
+    """What a recipe says of the search and confirm images."""
+    assert job.confirm is not None
+    (first,), (second,) = (job.evaluator.answers([recipe], split) for split in (job.search, job.confirm))
+    return pool(first, second)
+
+
+def measured(bench: Bench, name: str, choice: Choice) -> Row:
+    """Teach as a choice says; the statistics that are better on the confirm images are kept."""
+    job, start = bench.job, bench.winner if choice.start == "winner" else choice.start
+    confirm, test = job.confirm, job.test
+    assert confirm is not None
+    started = time.perf_counter()
+    network, images = taught(bench, start, choice)
+    seconds = time.perf_counter() - started
+    ways = [Recipe((1.0,), calibrate=way) for way in ((False, True) if network.can_calibrate else (False,))]
+    recipe = min(ways, key=lambda way: judge(network, way, confirm).mean_loss)
+    (before,) = job.evaluator.answers([bench.starts[start]], test)
+    after, top = judge(network, recipe, test), ensemble(bench)
+    found = compare(after, before)
+    return Row(
+        family=bench.family,
+        choice=name,
+        start=start,
+        images=images,
+        confirm_loss=judge(network, recipe, confirm).mean_loss,
+        test=after.accuracy,
+        gain=found.gain,
+        low=found.interval[0],
+        high=found.interval[1],
+        share=found.gain / (top - before.accuracy) if top > before.accuracy else float("nan"),
+        seconds=round(seconds, 1),
+    )
+
+
+def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
+    """The network after its lesson, and how many images were shown."""
+    job, (images, targets) = bench.job, bench.lesson(choice)
+    assert job.unlabelled is not None
+    shown = choice.epochs * len(job.unlabelled) if choice.labels == "alone" else choice.epochs * len(images)
+    epochs = max(1, round(shown / len(images)))
+    schedule = Schedule(epochs, BATCH_SIZE, choice.rate, choice.seed, "cosine", choice.augment, compiled=False)
+    model, device = build(job.spec), job.evaluator.state.device
+    model.load_state_dict(weights_of(job, bench.starts[start]))
+    student, normalize = Tempered(model.to(device), choice.temperature), normalizer(job.spec, device)
+    with TemporaryDirectory() as scratch:
+        fit(student, images, targets, normalize, schedule, Path(scratch) / "state", Output(muted=True))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return Network(job.spec, alone(job, state), job.calibration), epochs * len(images)
+
+
+def ensemble(bench: Bench) -> float:
+    """The accuracy of the better ensemble on test: with re-estimated statistics, or as it is."""
+    found = [
+        bench.job.evaluator.ensemble(bench.teacher(replace(BASELINE, teacher=which)), bench.job.test).accuracy
+        for which in ("ensemble", "ensemble, as it is")
+    ]
+    return max(found)
+
+
+def wanted(bench: Bench, arguments: argparse.Namespace) -> dict[str, Choice]:
+    """The choices of a family; what is the baseline under another name is left out."""
+    baseline = replace(BASELINE, rate=arguments.rate, epochs=arguments.epochs)
+    factors = {"a third of the epochs": 1 / 3, "twice the epochs": 2, "labels alone, a third of the steps": 1 / 3}
+    found = {name: replace(baseline, **change) for name, change in CHOICES.items()}
+    found |= {name: replace(found[name], epochs=factor * arguments.epochs) for name, factor in factors.items()}
+    same = (f"from the {bench.winner}", f"rate {arguments.rate:g}")
+    chosen = arguments.choices or list(found)
+    return {name: choice for name, choice in found.items() if name not in same and name in chosen}
+
+
+def references(bench: Bench) -> dict[str, Any]:
+    """What a family has before any last mile."""
+    job = bench.job
+    splits = {"unlabelled": job.unlabelled, "labelled": job.search, "confirm": job.confirm, "test": job.test}
+    return {
+        "sources": [checkpoint.name for checkpoint in job.checkpoints],
+        "winner": bench.winner,
+        "ensemble": ensemble(bench),
+        **{name: job.evaluator.answers([recipe], job.test)[0].accuracy for name, recipe in bench.starts.items()},
+        **{name: len(split) for name, split in splits.items() if split is not None},
+    }
+
+
+def write(folder: Path, rows: Sequence[Row], known: dict[str, Any]) -> None:
+    """The table as CSV and JSON, and the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"families": known, "rows": [asdict(row) for row in rows]}
+    write_atomically(folder / "last-mile.json", (json.dumps(content, indent=2) + "\n").encode())
+    with (folder / "last-mile.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    text = card.render("last_mile.md.jinja", families=known, rows=rows, choices=list(CHOICES))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sources", type=Path, nargs="*", default=[], help="folders with trained sources")
+    parser.add_argument("--dataset", default="uoft-cs/cifar10")
+    parser.add_argument("--families", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--images", type=int, default=15_000, help="unlabelled images")
+    parser.add_argument("--epochs", type=float, default=BASELINE.epochs, help="of the baseline")
+    parser.add_argument("--rate", type=float, default=BASELINE.rate, help="of the baseline")
+    parser.add_argument("--choices", nargs="*", default=[], choices=list(CHOICES), help="only some of them")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/last-mile"))
+    arguments = parser.parse_args()
+    output, folder = Output(), arguments.output / "results"
+    file = folder / "last-mile.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}, "rows": []}
+    known, rows = content["families"], [Row(**row) for row in content["rows"]]
+    for family in arguments.families:
+        bench = bench_of(family, arguments, output)
+        known[family] = references(bench) | {"rate": arguments.rate, "epochs": arguments.epochs}
+        for name, choice in wanted(bench, arguments).items():
+            if not any((row.family, row.choice) == (family, name) for row in rows):
+                rows.append(measured(bench, name, choice))
+                output.say(
+                    f"{family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f}), {rows[-1].seconds:.0f} s"
+                )
+                write(folder, rows, known)
+    write(folder, rows, known)
+
+
+if __name__ == "__main__":
+    main()
