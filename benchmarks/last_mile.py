@@ -22,7 +22,8 @@ from hfmega.evaluation.answers import Answers, compare, pool
 from hfmega.evaluation.network import Network
 from hfmega.folder import write_atomically
 from hfmega.merging.controls import alone, best_source, judge
-from hfmega.merging.last_mile import BATCH_SIZE, answers_of, weights_of
+from hfmega.merging.last_mile import weights_of
+from hfmega.merging.lesson import BATCH_SIZE, answers_of
 from hfmega.merging.prepare import Job, prepare
 from hfmega.models.fit import Schedule, fit
 from hfmega.models.library import build, normalizer
@@ -131,7 +132,7 @@ class Bench:
         """The teacher's probabilities, float32 [n, 2, classes], at the temperature of the choice."""
         key = f"{choice.teacher} {split.fingerprint}"
         if key not in self.kept:
-            self.kept[key] = answers_of(self.job, self.teacher(choice), split)
+            self.kept[key] = answers_of(self.job.evaluator.network, self.teacher(choice), split)
         softened = self.kept[key] ** (1 / choice.temperature)
         return softened / softened.sum(2, keepdim=True)
 
@@ -152,7 +153,7 @@ class Bench:
 def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
     """Read the sources and the images of a family."""
     settings = MergeSettings(
-        given(KINDS[name], arguments.sources),
+        given(KINDS[name], arguments.sources, arguments.partial),
         arguments.output / "unused",
         dataset=arguments.dataset,
         splits=SplitRequest(
@@ -220,7 +221,7 @@ def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
     with TemporaryDirectory() as scratch:
         fit(student, images, targets, normalize, schedule, Path(scratch) / "state", Output(muted=True))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return Network(job.spec, alone(job, state), job.calibration), epochs * len(images)
+    return Network(job.spec, alone(job.spec, state), job.calibration), epochs * len(images)
 
 
 def ensemble(bench: Bench) -> float:
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=BASELINE.epochs, help="of the baseline")
     parser.add_argument("--rate", type=float, default=BASELINE.rate, help="of the baseline")
     parser.add_argument("--choices", nargs="*", default=[], choices=list(CHOICES), help="only some of them")
+    parser.add_argument("--partial", action="store_true", help="take the sources of a family that are there")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/last-mile"))
     arguments = parser.parse_args()
     output, folder = Output(), arguments.output / "results"

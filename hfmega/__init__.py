@@ -139,11 +139,20 @@ def replay(merge: str | Path, *, sources: str | Path | None = None, output: str 
     return run(str(merge), _path(sources), _path(output))
 
 
-def verify(merge: str | Path, *, dataset: str | Path | None = None, sources: str | Path | None = None) -> list[Check]:
-    """Check every claim of a merge: all of the checks are `ok`, or the merge is not what it says."""
+def verify(
+    merge: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    sources: str | Path | None = None,
+    retrain: bool = False,
+) -> list[Check]:
+    """Check every claim of a merge: all of the checks are `ok`, or the merge is not what it says.
+
+    retrain: whether its last mile is trained again too.
+    """
     from hfmega.merging.verify import verify as run
 
-    return list(run(str(merge), None if dataset is None else str(dataset), _path(sources)))
+    return list(run(str(merge), None if dataset is None else str(dataset), _path(sources), retrain))
 
 
 def push(

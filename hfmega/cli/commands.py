@@ -230,16 +230,17 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
 @click.argument("source", metavar="DIR|ID")
 @click.option("--dataset", metavar="ID|FOLDER|digits", help="Where the images are [as the lineage says].")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
+@click.option("--retrain", is_flag=True, help="Also train the last mile again, and compare accuracies: minutes.")
 @cpu_option
 @token_option
 @common_options
-def verify(source: str, dataset: str | None, sources: Path | None, **flags: Any) -> None:
+def verify(source: str, dataset: str | None, sources: Path | None, retrain: bool, **flags: Any) -> None:
     """Replay a merge, compare every tensor, evaluate again, hold card against lineage; exit 0 only if all holds."""
     use_cpu(flags["cpu"])
     from hfmega.merging import verify as proof
 
     output, checks = open_output(flags), []
-    for check in proof.verify(source, dataset, sources):
+    for check in proof.verify(source, dataset, sources, retrain):
         output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
         checks.append(check)
     verified = all(check.ok for check in checks)

@@ -50,6 +50,7 @@ class Network:
     def __init__(
         self, spec: Spec, sources: Sources, calibration: Split | None, precision: Precision = "float32"
     ) -> None:
+        self.spec = spec
         self.sources = sources
         self.images_seen = 0
         self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
@@ -57,13 +58,17 @@ class Network:
         self._precision = dtype_of(precision, sources.device)
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
-        self.spec = spec
         self._model = attach(spec, build(spec).to(sources.device), sources, self._flat)
         self._norms = batch_norms(self._model)
         self._normalize = normalizer(spec, sources.device)
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
         self.sources.materialize(source_alone(0, len(sources)), self._flat)
         self.folded = fold(self._model, self._normalize(spec.preprocessing.noise(2).to(sources.device)))
+
+    @property
+    def classes(self) -> int:
+        """How many outputs the network has."""
+        return self.spec.classes
 
     @property
     def can_calibrate(self) -> bool:

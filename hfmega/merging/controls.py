@@ -10,11 +10,12 @@ from torch import Tensor
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.evaluation.network import Network
+from hfmega.evaluation.processes import processes
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import found_by, run_off
 from hfmega.merging.tree import scores_of, searcher_of
 from hfmega.models.fit import Schedule, fit
-from hfmega.models.library import build, load_into, normalizer, outline, parameters_of, state_of
+from hfmega.models.library import Spec, build, load_into, normalizer, outline, parameters_of, state_of
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe
 from hfmega.settings import Method
@@ -90,11 +91,11 @@ def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> lis
     start = rebuild(job.evaluator.network.sources, best, job.evaluator.network.statistics(best))
     tried = []
     for rate in LEARNING_RATES:
-        network = Network(job.spec, alone(job, fine_tune(job, start, epochs, rate)), job.calibration)
+        network = Network(job.spec, alone(job.spec, fine_tune(job, start, epochs, rate)), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
-        tried.append((Network(job.spec, alone(job, start), calibration=None), Recipe((1.0,))))
+        tried.append((Network(job.spec, alone(job.spec, start), calibration=None), Recipe((1.0,))))
     judging = job.confirm or job.search
     network, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
     judged, cost = judge(network, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
@@ -106,11 +107,11 @@ def fine_tune(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> d
     schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, compiled=False)
     with TemporaryDirectory() as scratch:
         state, quiet = Path(scratch) / "state", Output(muted=True)
-        return train(job, start, job.search.images, job.search.labels, schedule, state, quiet)
+        return train(job.spec, start, job.search.images, job.search.labels, schedule, state, quiet)
 
 
 def train(
-    job: Job,
+    spec: Spec,
     start: dict[str, Tensor],
     images: Tensor,
     targets: Tensor,
@@ -118,18 +119,18 @@ def train(
     state: Path,
     output: Output,
 ) -> dict[str, Tensor]:
-    """Train the network of a job from some weights; images, targets, state: as `fit` takes them."""
-    device = job.evaluator.state.device
-    model = build(job.spec)
-    load_into(job.spec, model, start)
-    fit(model.to(device), images, targets, normalizer(job.spec, device), schedule, state, output)
-    after = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(job.spec, model).items()}
+    """Train a network from some weights on this process's device; images, targets, state: as `fit` takes them."""
+    device = processes().device
+    model = build(spec)
+    load_into(spec, model, start)
+    fit(model.to(device), images, targets, normalizer(spec, device), schedule, state, output)
+    after = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(spec, model).items()}
     return {**start, **after}
 
 
-def alone(job: Job, state: dict[str, Tensor]) -> Sources:
-    """A state dict as the only source."""
-    return Sources([state], parameters_of(job.spec, outline(job.spec)), job.evaluator.state.device)
+def alone(spec: Spec, state: dict[str, Tensor]) -> Sources:
+    """A state dict as the only source, on this process's device."""
+    return Sources([state], parameters_of(spec, outline(spec)), processes().device)
 
 
 def judge(network: Network, recipe: Recipe, split: Split) -> Answers:

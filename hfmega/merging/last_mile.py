@@ -5,20 +5,20 @@ Two lessons, alone or together, in one loop with one loss: the answers of the so
 out replaces its start only if it wins on the confirm images, which neither lesson has seen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hfmega.data.images import Split
-from hfmega.evaluation.answers import Answers, answers, clearly_lower_loss
+from hfmega.data.images import Split, stratified
+from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
 from hfmega.merging.controls import Tried, alone, best_source, judge, train
+from hfmega.merging.lesson import Lesson, Taught, answers_of, lesson_of, scheduled, symmetric
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.merging.teacher import teacher_of
@@ -30,29 +30,8 @@ from hfmega.weights.checkpoint import save_weights
 from hfmega.weights.sources import rebuild
 
 RATES: Final = (0.003, 0.0005)  # young networks need the first, fine-tuned ones the second
-BATCH_SIZE: Final = 128
-IMAGES: Final = 45_000  # that a training sees, in whole epochs
-EPOCHS: Final = 10  # at most
-SYMMETRIC: Final = 0.05  # of accuracy: who loses more on mirrored images has classes with a left and a right
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is taught. images: uint8 [n, channels, height, width]; targets: float32 [n, 2, classes], the probabilities
-    of each image as it is and mirrored; flips: whether mirrored images are shown.
-    """
-
-    images: Tensor
-    targets: Tensor
-    flips: bool
-
-    def schedule(self, job: Job, rate: float) -> Schedule:
-        """How it is taught at a rate."""
-        epochs = job.settings.last.epochs or max(1, min(EPOCHS, round(IMAGES / len(self.images))))
-        schedule = Schedule(epochs, BATCH_SIZE, rate, job.settings.seed, "cosine", compiled=False)
-        return replace(schedule, augment="flips") if self.flips else schedule
 
 
 @dataclass(frozen=True)
@@ -98,7 +77,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     views = ", mirrored too" if learned.flips else ""
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
-    before = Network(job.spec, alone(job, start), calibration=None)
+    before = Network(job.spec, alone(job.spec, start), calibration=None)
     on_confirm, on_test = (judge(before, Recipe((1.0,)), split) for split in (job.confirm, job.test))
     stands = clearly_lower_loss(student.judged(job.confirm), on_confirm)
     shown = "better than its start" if stands else "not shown to be better than its start, which stands"
@@ -124,7 +103,12 @@ def weights_of(job: Job, recipe: Recipe) -> State:
 
 def cost(job: Job, learned: Lesson) -> int:
     """Images through the network: a training step costs three forward passes."""
-    return 3 * sum(learned.schedule(job, rate).epochs * len(learned.images) for rate in rates(job))
+    return 3 * sum(scheduled_for(job, learned, rate).epochs * len(learned.images) for rate in rates(job))
+
+
+def scheduled_for(job: Job, learned: Lesson, rate: float) -> Schedule:
+    """How a lesson is taught at a rate, as the settings say."""
+    return learned.schedule(job.settings.last.epochs, rate, job.settings.seed)
 
 
 def rates(job: Job) -> tuple[float, ...]:
@@ -135,19 +119,16 @@ def rates(job: Job) -> tuple[float, ...]:
 
 def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:
     """Put the images and what to answer together. kept: the file of the teacher's answers, which are computed once."""
-    last, classes = job.settings.last, job.spec.classes
-    images, targets = [], []
-    if last.distill:
-        assert job.unlabelled is not None
-        images.append(job.unlabelled.images)
-        targets.append(known_answers(job, teacher, job.unlabelled, kept))
-    if last.fine_tune:
-        labels = torch.nn.functional.one_hot(job.search.labels, classes).float()[:, None].expand(-1, 2, -1)
-        if last.distill:  # half of the loss each
-            labels = (labels + answers_of(job, teacher, job.search)) / 2
-        images.append(job.search.images)
-        targets.append(labels)
-    return Lesson(torch.cat(images), torch.cat(targets), symmetric(job, teacher))
+    network, last, flips = (
+        job.evaluator.network,
+        job.settings.last,
+        symmetric(job.evaluator.network, teacher, job.search),
+    )
+    if not last.distill:
+        return lesson_of(network, (), None, job.search, flips)
+    assert job.unlabelled is not None
+    known = Taught(job.unlabelled.images, known_answers(job, teacher, job.unlabelled, kept))
+    return lesson_of(network, teacher, known, job.search if last.fine_tune else None, flips)
 
 
 def known_answers(job: Job, teacher: Sequence[Recipe], split: Split, kept: Path) -> Tensor:
@@ -155,30 +136,9 @@ def known_answers(job: Job, teacher: Sequence[Recipe], split: Split, kept: Path)
     if kept.exists():
         answered: Tensor = load_file(kept)["answers"]
         return answered
-    found = answers_of(job, teacher, split)
+    found = answers_of(job.evaluator.network, teacher, split)
     save_weights({"answers": found}, kept)
     return found
-
-
-def answers_of(job: Job, teacher: Sequence[Recipe], split: Split) -> Tensor:
-    """The mean probability of several recipes for each image as it is and mirrored: float32 [n, 2, classes]."""
-    views = [split, mirrored(split)]
-    network = job.evaluator.network
-    means = [sum(network.predict(recipe, view).exp() for recipe in teacher) / len(teacher) for view in views]
-    return torch.stack([torch.as_tensor(mean) for mean in means], dim=1)
-
-
-def mirrored(split: Split) -> Split:
-    return replace(split, images=split.images.flip(3), fingerprint=f"{split.fingerprint}, mirrored")
-
-
-def symmetric(job: Job, teacher: Sequence[Recipe]) -> bool:
-    """Tell whether mirrored images are of the same classes: the first teacher is about as right about them."""
-    network = job.evaluator.network
-    plain, turned = (
-        answers(network.predict(teacher[0], view), view.labels).accuracy for view in (job.search, mirrored(job.search))
-    )
-    return turned >= plain - SYMMETRIC
 
 
 def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -> Student:
@@ -187,11 +147,32 @@ def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -
     students = []
     for rate in rates(job):
         state = job.settings.output / WORK / f"last-mile-{name}-{rate}.pt"
-        after = train(job, start, learned.images, learned.targets, learned.schedule(job, rate), state, output)
-        network = Network(job.spec, alone(job, after), job.calibration)
+        after = train(
+            job.spec, start, learned.images, learned.targets, scheduled_for(job, learned, rate), state, output
+        )
+        network = Network(job.spec, alone(job.spec, after), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         students += [Student(network, Recipe((1.0,), calibrate=way), rate) for way in ways]
     return min(students, key=lambda student: student.judged(job.confirm).mean_loss)  # type: ignore[arg-type]
+
+
+def again(
+    mile: LastMile, network: Network, start: State, splits: Mapping[str, Split], calibration: Split | None, place: Path
+) -> Student:
+    """The training of a record, from its start, at the rate that was chosen. network: of the sources.
+
+    splits: purpose to images, as a lineage names them; place: an empty folder.
+    """
+    unlabelled, labelled = splits.get("distill"), stratified(splits["search"]) if mile.fine_tune else None
+    known = None
+    if mile.distill and unlabelled is not None:
+        known = Taught(unlabelled.images, answers_of(network, mile.teacher, unlabelled))
+    learned = lesson_of(network, mile.teacher, known, labelled, mile.mirrored)
+    schedule = scheduled(mile.epochs, mile.batch_size, mile.learning_rate, mile.seed, mile.mirrored)
+    quiet, spec = Output(muted=True), network.spec
+    after = train(spec, start, learned.images, learned.targets, schedule, place / "state.pt", quiet)
+    recipe = Recipe((1.0,), calibrate=mile.calibrated)
+    return Student(Network(spec, alone(spec, after), calibration), recipe, mile.learning_rate)
 
 
 def recorded_mile(
@@ -204,7 +185,7 @@ def recorded_mile(
     stands: bool,
 ) -> LastMile:
     """What a lineage says of it."""
-    last, schedule = job.settings.last, learned.schedule(job, student.rate)
+    last, schedule = job.settings.last, scheduled_for(job, learned, student.rate)
     return LastMile(
         distill=last.distill,
         fine_tune=last.fine_tune,

@@ -23,6 +23,7 @@ from hfmega.folder import CARD, LINEAGE, WEIGHTS
 from hfmega.hub import pull
 from hfmega.merging import replay
 from hfmega.merging.judge import OF_SOURCES, by_class, ensembles, rivals, soup_of
+from hfmega.merging.last_mile import again
 from hfmega.merging.replay import Rebuilt, read_places
 from hfmega.report import card, lineage, metadata, page, thumbnails
 from hfmega.report.lineage import Lineage
@@ -32,6 +33,7 @@ from hfmega.weights.checkpoint import Checkpoint, load_weights, save_weights
 from hfmega.weights.tensors import read_tensors
 
 TOLERANCE: Final = 0.001  # of accuracies, or one image if that is more: forward passes differ between processors
+RETRAINED: Final = 0.01  # of the accuracy after a training, or three images: other last bits grow with every step
 STATISTICS: Final = {"rtol": 0.01, "atol": 0.001}  # atol: of the largest value of a tensor
 
 
@@ -53,10 +55,11 @@ class Merge:
     lineage: Lineage
 
 
-def verify(source: str, dataset: str | None, places: Path | None) -> Iterator[Check]:
+def verify(source: str, dataset: str | None, places: Path | None, retrain: bool = False) -> Iterator[Check]:
     """Check a merge (folder or Hub id) claim by claim. What cannot be checked, for want of a source, say, fails.
 
-    dataset: the images, if they are not where the lineage says; places: where local sources lie.
+    dataset: the images, if they are not where the lineage says; places: where local sources lie; retrain: whether the
+    last mile is trained again too, from its start.
     Raises HfmegaError when there is no merge, or its lineage cannot be read.
     """
     checkpoint = pull.pull(source)
@@ -83,6 +86,8 @@ def verify(source: str, dataset: str | None, places: Path | None) -> Iterator[Ch
     network = Network(checkpoint.spec, rebuilt.sources, splits.get("calibration"))
     yield attempt("statistics", lambda: same_statistics(merge, network))
     yield attempt("evaluation", lambda: same_accuracies(merge, Evaluator(network), splits["test"]))
+    if retrain:
+        yield attempt("last mile", lambda: same_training(merge, network, rebuilt.state, splits))
 
 
 def attempt(name: str, check: Callable[[], str]) -> Check:
@@ -318,6 +323,22 @@ def same_accuracies(merge: Merge, evaluator: Evaluator, test: Split) -> str:
         beside = compare(merged, known[over.over])
         same_bounds("the gain over the average", over.gain_interval, beside.interval, 2 * tolerance)
     return f"{merged.accuracy:.4f} of {len(test):,}; {len(known)} of {len(made.references)} references again"
+
+
+def same_training(merge: Merge, network: Network, start: dict[str, Tensor], splits: Mapping[str, Split]) -> str:
+    """The last mile, trained again from its start, is as accurate on the test images, within a tolerance."""
+    mile, result, test = merge.lineage.last_mile, merge.lineage.result, splits["test"]
+    require(mile is not None, "there was no last mile: remove --retrain")
+    assert mile is not None
+    if not mile.stands:
+        return "it did not replace its start"
+    with TemporaryDirectory() as scratch:
+        student = again(mile, network, start, splits, splits.get("calibration"), Path(scratch))
+        found = student.judged(test).accuracy
+        sha256 = save_weights(student.state, Path(scratch) / WEIGHTS)
+    near("the last mile trained again", result.accuracy, found, max(RETRAINED, 3.5 / len(test)))
+    same = "the same weights, bit for bit" if sha256 == result.sha256 else "other last bits of the weights"
+    return f"{mile.epochs} epochs again: {found:.4f}, the lineage says {result.accuracy:.4f}; {same}"
 
 
 def same_bounds(what: str, claimed: lineage.Interval, found: lineage.Interval, tolerance: float) -> None:

@@ -20,7 +20,7 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging import gather, replay, verify
-from hfmega.merging.last_mile import symmetric
+from hfmega.merging.lesson import symmetric
 from hfmega.merging.merge import merge
 from hfmega.models import fit
 from hfmega.models.library import Spec
@@ -120,6 +120,34 @@ def test_it_is_verified_and_tampering_is_found(distilled: tuple[Path, Lineage], 
     assert "the start of the last mile is not what the recipe makes" in failed["replay"]
 
 
+def test_trained_again_it_comes_to_the_same_weights(distilled: tuple[Path, Lineage]) -> None:
+    """On the machine that trained it; elsewhere to the same accuracy, within a tolerance."""
+    *checks, last = verify.verify(str(distilled[0]), None, None, retrain=True)
+    assert all(check.ok for check in checks)
+    assert (last.name, last.ok) == ("last mile", True)
+    assert last.detail.endswith("the same weights, bit for bit")
+
+
+def test_another_training_than_the_recorded_one_is_found(distilled: tuple[Path, Lineage], tmp_path: Path) -> None:
+    """One epoch at a rate that ruins the start does not come to the accuracy that the lineage states."""
+    import shutil
+
+    copy = shutil.copytree(distilled[0], tmp_path / "copy")
+    text = json.loads((copy / "lineage.json").read_text())
+    text["last_mile"] |= {"epochs": 1, "learning_rate": 0.5}
+    (copy / "lineage.json").write_text(json.dumps(text))
+    *_, last = verify.verify(str(copy), None, None, retrain=True)
+    assert not last.ok
+    assert "the last mile trained again: the lineage says" in last.detail
+
+
+def test_retrain_without_a_last_mile_says_so(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    run(tiny_sources, tmp_path / "out", method="average", last=LastMileSettings())
+    done = command("verify", tmp_path / "out", "--retrain")
+    assert done.code == 1
+    assert "FAILED last mile: there was no last mile: remove --retrain" in done.stderr
+
+
 def test_a_trained_merge_is_a_leaf_of_the_next_one(distilled: tuple[Path, Lineage]) -> None:
     found = pull.pull(str(distilled[0]))
     assert gather.expand(found)[1] == [found]
@@ -197,8 +225,8 @@ def test_mirrored_images_are_shown_where_the_teacher_is_about_as_right_about_the
         wrong = lost if int(seen.images[0, 0, 0, 1]) else 0  # the right side is bright: mirrored
         return torch.nn.functional.one_hot((torch.arange(100) < wrong).long(), 2).float().log_softmax(1)
 
-    job: Any = SimpleNamespace(search=split, evaluator=SimpleNamespace(network=SimpleNamespace(predict=predict)))
-    assert symmetric(job, [Recipe((1.0,))]) is shown
+    network: Any = SimpleNamespace(predict=predict)
+    assert symmetric(network, [Recipe((1.0,))], split) is shown
 
 
 def test_the_command_distills_and_says_what_it_did(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What a last mile teaches: images, what to answer about each, and how they are shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from hfmega.data.images import Split
+from hfmega.evaluation.answers import answers
+from hfmega.evaluation.network import Network
+from hfmega.models.fit import Schedule
+from hfmega.search.recipe import Recipe
+
+BATCH_SIZE: Final = 128
+IMAGES: Final = 45_000  # that a training sees, in whole epochs
+EPOCHS: Final = 10  # at most
+SYMMETRIC: Final = 0.05  # of accuracy: who loses more on mirrored images has classes with a left and a right
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught. images: uint8 [n, channels, height, width]; targets: float32 [n, 2, classes], the probabilities
+    of each image as it is and mirrored; flips: whether mirrored images are shown.
+    """
+
+    images: Tensor
+    targets: Tensor
+    flips: bool
+
+    def schedule(self, epochs: int | None, rate: float, seed: int) -> Schedule:
+        """How it is taught at a rate. epochs None: as many as show IMAGES images, at most EPOCHS."""
+        count = epochs or max(1, min(EPOCHS, round(IMAGES / len(self.images))))
+        return scheduled(count, BATCH_SIZE, rate, seed, self.flips)
+
+
+def scheduled(epochs: int, batch_size: int, rate: float, seed: int, flips: bool) -> Schedule:
+    """How a last mile is trained."""
+    schedule = Schedule(epochs, batch_size, rate, seed, "cosine", compiled=False)
+    return replace(schedule, augment="flips") if flips else schedule
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Unlabelled images, and what the teacher says of each as it is and mirrored: float32 [n, 2, classes]."""
+
+    images: Tensor
+    answers: Tensor
+
+
+def lesson_of(
+    network: Network, teacher: Sequence[Recipe], unlabelled: Taught | None, labelled: Split | None, flips: bool
+) -> Lesson:
+    """A lesson of unlabelled images, of labelled ones, or of both: then labels are half of the loss on the latter."""
+    images, targets = [], []
+    if unlabelled is not None:
+        images.append(unlabelled.images)
+        targets.append(unlabelled.answers)
+    if labelled is not None:
+        labels = torch.nn.functional.one_hot(labelled.labels, network.classes).float()[:, None].expand(-1, 2, -1)
+        if unlabelled is not None:
+            labels = (labels + answers_of(network, teacher, labelled)) / 2
+        images.append(labelled.images)
+        targets.append(labels)
+    return Lesson(torch.cat(images), torch.cat(targets), flips)
+
+
+def answers_of(network: Network, teacher: Sequence[Recipe], split: Split) -> Tensor:
+    """The mean probability of several recipes for each image as it is and mirrored: float32 [n, 2, classes]."""
+    views = [split, mirrored(split)]
+    means = [sum(network.predict(recipe, view).exp() for recipe in teacher) / len(teacher) for view in views]
+    return torch.stack([torch.as_tensor(mean) for mean in means], dim=1)
+
+
+def mirrored(split: Split) -> Split:
+    return replace(split, images=split.images.flip(3), fingerprint=f"{split.fingerprint}, mirrored")
+
+
+def symmetric(network: Network, teacher: Sequence[Recipe], labelled: Split) -> bool:
+    """Tell whether mirrored images are of the same classes: the first teacher is about as right about them."""
+    plain, turned = (
+        answers(network.predict(teacher[0], view), view.labels).accuracy for view in (labelled, mirrored(labelled))
+    )
+    return turned >= plain - SYMMETRIC
