@@ -11,7 +11,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small quality bench wheel clean
+.PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench wheel clean
 
 demo: export OMP_NUM_THREADS = 1  # whose rounding the verdict of so small networks depends on
 demo: .venv/installed  ## merge three branches of a trunk, each of which saw a third of scikit-learn's digits
@@ -63,6 +63,16 @@ reproduce-small: .venv/installed  ## the same pipeline with small networks and s
 	$(HFMEGA) reproduce table2 --arch resnet8_cifar $(SMALL)
 	rm -rf cards/reproduction
 	cp -R runs/small/results cards/reproduction
+
+families: .venv/installed  ## train families of checkpoints to the end: hours; rewrites cards/families (SOURCES: with effnet-trunk)
+	$(BIN)/python benchmarks/families.py $(GIVEN) -o runs/families
+	rm -rf cards/families
+	cp -R runs/families/results cards/families
+
+last-mile: .venv/installed  ## one choice of the last mile after the other; rewrites cards/last-mile (SOURCES: the families)
+	$(BIN)/python benchmarks/last_mile.py $(GIVEN) -o runs/last-mile
+	rm -rf cards/last-mile
+	cp -R runs/last-mile/results cards/last-mile
 
 quality: .venv/installed  ## every method on families of checkpoints; rewrites cards/quality (SOURCES: folders, separated by spaces)
 	$(BIN)/python benchmarks/quality.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/quality

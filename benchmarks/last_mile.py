@@ -26,12 +26,13 @@ from hfmega.merging.last_mile import weights_of
 from hfmega.merging.lesson import BATCH_SIZE, answers_of
 from hfmega.merging.prepare import Job, prepare
 from hfmega.models.fit import Schedule, fit
-from hfmega.models.library import build, normalizer
+from hfmega.models.library import build, load_into, normalizer, state_of
 from hfmega.output import Output
 from hfmega.report import card
 from hfmega.search.recipe import Recipe, centroid, source_alone
 from hfmega.settings import LastMileSettings, MergeSettings, SplitRequest
 
+LEAST: Final = 0.003  # between start and ensemble: below it there is no way to go a share of
 IMAGES: Final = 3_000  # that are held out: 60 % steer or teach, 40 % confirm
 
 
@@ -93,7 +94,7 @@ class Row:
     gain: float
     low: float
     high: float
-    share: float
+    share: float | None
     seconds: float
 
 
@@ -203,7 +204,7 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
         gain=found.gain,
         low=found.interval[0],
         high=found.interval[1],
-        share=found.gain / (top - before.accuracy) if top > before.accuracy else float("nan"),
+        share=found.gain / (top - before.accuracy) if top - before.accuracy > LEAST else None,
         seconds=round(seconds, 1),
     )
 
@@ -216,11 +217,11 @@ def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
     epochs = max(1, round(shown / len(images)))
     schedule = Schedule(epochs, BATCH_SIZE, choice.rate, choice.seed, "cosine", choice.augment, compiled=False)
     model, device = build(job.spec), job.evaluator.state.device
-    model.load_state_dict(weights_of(job, bench.starts[start]))
+    load_into(job.spec, model, weights_of(job, bench.starts[start]))
     student, normalize = Tempered(model.to(device), choice.temperature), normalizer(job.spec, device)
     with TemporaryDirectory() as scratch:
         fit(student, images, targets, normalize, schedule, Path(scratch) / "state", Output(muted=True))
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(job.spec, model).items()}
     return Network(job.spec, alone(job.spec, state), job.calibration), epochs * len(images)
 
 
@@ -266,7 +267,7 @@ def write(folder: Path, rows: Sequence[Row], known: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    text = card.render("last_mile.md.jinja", families=known, rows=rows, choices=list(CHOICES))
+    text = card.render("last_mile.md.jinja", families=known, rows=rows)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -72,10 +72,10 @@ SEARCHED: Final = {
     **{name: Ask(name) for name, facts in METHODS.items() if facts.searches and name != "mega"},
     "learned, by channel": Ask("learned", genome="channel", aligned=True, control=True),
 }
-# What steers a search, and what follows it, with what the best source alone gains in the same way.
+# What steers a search, and what follows it. The controls of the default have the same images and budget.
 FITNESSES: Final = {
-    "mega, by loss": Ask("mega", fitness="loss", control=True),
-    "mega, by ensemble": Ask("mega", fitness="ensemble", control=True),
+    "mega, by loss": Ask("mega", fitness="loss"),
+    "mega, by ensemble": Ask("mega", fitness="ensemble"),
     "learned, by ensemble": Ask("learned", fitness="ensemble"),
 }
 MILES: Final = {

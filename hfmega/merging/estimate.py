@@ -15,9 +15,12 @@ from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
+from hfmega.merging.last_mile import rates
+from hfmega.merging.lesson import BATCH_SIZE, epochs_of, scheduled
 from hfmega.merging.pairing import Node, plan
 from hfmega.merging.prepare import choose_dataset, looked_at
-from hfmega.models.library import Spec, build, has_statistics, parameters_of, sizes, state_of
+from hfmega.models.fit import seconds_per_step
+from hfmega.models.library import Spec, build, has_statistics, normalizer, parameters_of, sizes, state_of
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
@@ -35,6 +38,7 @@ class Estimate:
     images_seen: int
     images_per_second: float
     seconds: float
+    last_mile_seconds: float
     peak_bytes: int
     download_bytes: int
 
@@ -60,6 +64,7 @@ def estimate(settings: MergeSettings) -> Estimate:
     read = looked_at(rows, settings, statistics)
     price = cost(settings, len(checkpoints), rows, statistics)
     rate = evaluation_rate(spec) * processes().num_processes
+    training = last_mile_seconds(settings, len(checkpoints), rows, spec, rate)
     names = [checkpoint.name for checkpoint in checkpoints]
     return Estimate(
         nodes=tuple(
@@ -71,7 +76,8 @@ def estimate(settings: MergeSettings) -> Estimate:
         evaluations=price.evaluations,
         images_seen=price.searching + price.showing,
         images_per_second=rate,
-        seconds=(price.searching + price.showing) / rate,
+        seconds=(price.searching + price.showing) / rate + training,
+        last_mile_seconds=training,
         peak_bytes=peak_bytes(spec, len(checkpoints), sum(map(len, read.values()))),
         download_bytes=download + sum(preview.download_bytes for preview in previews),
     )
@@ -110,6 +116,27 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     return Cost(evaluations, searching, shown * (size["test"] + (size["calibration"] // 2 if statistics else 0)))
 
 
+def last_mile_seconds(settings: MergeSettings, sources: int, rows: SplitPlan, spec: Spec, rate: float) -> float:
+    """How long the last mile and its controls take at most. rate: images per second without training."""
+    last, size = settings.last, {purpose: len(r) for purpose, r in rows.rows.items()}
+    if not last.wanted:
+        return 0.0
+    unlabelled = size["distill"] if last.distill else 0
+    lesson = unlabelled + (size["search"] if last.fine_tune else 0)
+    trainings = (2 if last.distill else 1) + 1  # from the merge, from the best source, taught by itself
+    shown = trainings * len(rates(last)) * lesson * epochs_of(last.epochs, lesson)
+    answered = 2 * (sources + 1) * unlabelled
+    judged = trainings * len(rates(last)) * 2 * (size["confirm"] + size["calibration"]) + trainings * size["test"]
+    return shown / training_rate(spec) + (answered + judged) / rate
+
+
+def training_rate(spec: Spec) -> float:
+    """Images per second of a last mile on this process's device, measured on random images."""
+    model = build(spec).to(processes().device).to(memory_format=torch.channels_last)
+    images = normalizer(spec, processes().device)(spec.preprocessing.noise(BATCH_SIZE).to(processes().device))
+    return BATCH_SIZE / seconds_per_step(model, images, scheduled(1, BATCH_SIZE, 1e-3, 0, flips=False), PROBE_SECONDS)
+
+
 def evaluation_rate(spec: Spec) -> float:
     """Images per second through the network on this process's device, measured on random images."""
     model = build(spec)
@@ -146,6 +173,7 @@ def described(found: Estimate) -> tuple[list[str], list[list[str]]]:
         ["images through the network", f"{found.images_seen:,}"],
         ["images per second (probe)", f"{found.images_per_second:,.0f}"],
         ["estimated time", spoken(found.seconds)],
+        *([["of it the last mile", spoken(found.last_mile_seconds)]] if found.last_mile_seconds else []),
         ["peak memory", f"{found.peak_bytes / 1e9:.1f} GB"],
         ["to download", f"{found.download_bytes / 1e6:,.1f} MB"],
     ]

@@ -26,6 +26,7 @@ from hfmega.models.fit import Schedule
 from hfmega.output import Output
 from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, LastMile
 from hfmega.search.recipe import Recipe
+from hfmega.settings import LastMileSettings
 from hfmega.weights.checkpoint import save_weights
 from hfmega.weights.sources import rebuild
 
@@ -103,7 +104,7 @@ def weights_of(job: Job, recipe: Recipe) -> State:
 
 def cost(job: Job, learned: Lesson) -> int:
     """Images through the network: a training step costs three forward passes."""
-    return 3 * sum(scheduled_for(job, learned, rate).epochs * len(learned.images) for rate in rates(job))
+    return 3 * sum(scheduled_for(job, learned, rate).epochs * len(learned.images) for rate in rates(job.settings.last))
 
 
 def scheduled_for(job: Job, learned: Lesson, rate: float) -> Schedule:
@@ -111,10 +112,9 @@ def scheduled_for(job: Job, learned: Lesson, rate: float) -> Schedule:
     return learned.schedule(job.settings.last.epochs, rate, job.settings.seed)
 
 
-def rates(job: Job) -> tuple[float, ...]:
+def rates(last: LastMileSettings) -> tuple[float, ...]:
     """The learning rates that are tried."""
-    asked = job.settings.last.learning_rate
-    return RATES if asked is None else (asked,)
+    return RATES if last.learning_rate is None else (last.learning_rate,)
 
 
 def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:
@@ -145,7 +145,7 @@ def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -
     """Train from a start at each rate; the student with the lowest mean loss on the confirm images is the answer."""
     assert job.confirm is not None
     students = []
-    for rate in rates(job):
+    for rate in rates(job.settings.last):
         state = job.settings.output / WORK / f"last-mile-{name}-{rate}.pt"
         after = train(
             job.spec, start, learned.images, learned.targets, scheduled_for(job, learned, rate), state, output

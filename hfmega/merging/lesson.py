@@ -30,9 +30,13 @@ class Lesson:
     flips: bool
 
     def schedule(self, epochs: int | None, rate: float, seed: int) -> Schedule:
-        """How it is taught at a rate. epochs None: as many as show IMAGES images, at most EPOCHS."""
-        count = epochs or max(1, min(EPOCHS, round(IMAGES / len(self.images))))
-        return scheduled(count, BATCH_SIZE, rate, seed, self.flips)
+        """How it is taught at a rate. epochs: see `epochs_of`."""
+        return scheduled(epochs_of(epochs, len(self.images)), BATCH_SIZE, rate, seed, self.flips)
+
+
+def epochs_of(asked: int | None, images: int) -> int:
+    """How often a lesson of so many images is taught: as asked, else so that IMAGES are shown, at most EPOCHS."""
+    return asked or max(1, min(EPOCHS, round(IMAGES / images)))
 
 
 def scheduled(epochs: int, batch_size: int, rate: float, seed: int, flips: bool) -> Schedule:

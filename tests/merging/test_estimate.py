@@ -88,3 +88,11 @@ def test_the_peak_memory_grows_with_the_sources_and_the_images() -> None:
     noise = 40e6  # of the process itself, between two calls
     assert abs(more_sources - small - 20 * 4 * 3_512_426) < noise
     assert abs(more_images - small - 100_000 * 3 * 32 * 32) < noise
+
+
+def test_the_last_mile_and_its_controls_are_counted(tiny_sources: tuple[Path, Path]) -> None:
+    """Three trainings at one rate, of twice as many epochs: about twice as long."""
+    flags = ["--dataset", "digits", "--population", 3, "--generations", 1, "--dry-run", "--json", "--distill"]
+    few, many = (run("merge", *tiny_sources, *flags, "--last-epochs", n, "--last-lr", 0.003).json for n in (10, 40))
+    assert 0 < few["last_mile_seconds"] < few["seconds"]
+    assert many["last_mile_seconds"] > 1.5 * few["last_mile_seconds"]
