@@ -33,7 +33,8 @@ class Output:
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=Text(printable(title)), title_justify="left")
         for position, column in enumerate(columns):
-            table.add_column(Text(printable(column)), justify="left" if position == 0 else "right")
+            folded: Any = {} if position else {"overflow": "fold"}  # a name is never cut
+            table.add_column(Text(printable(column)), justify="right" if position else "left", **folded)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._console.print(table, soft_wrap=False)

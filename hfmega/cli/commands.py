@@ -249,6 +249,22 @@ def verify(source: str, dataset: str | None, sources: Path | None, retrain: bool
     sys.exit(0 if verified else 1)
 
 
+@cli.command("list", short_help="The merges below a folder, in one table.")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="[DIR]", default=Path())
+@common_options
+def list_(folder: Path, **flags: Any) -> None:
+    """List the merges below a folder (here, if none is named): sources, method, accuracy, gain, verdict, date."""
+    from hfmega.report import listing
+
+    output = open_output(flags)
+    found, problems = listing.merges(folder)
+    for sentence in problems:
+        output.say(f"left out: {sentence}")
+    if found:
+        output.table(f"Merges below {folder}", *listing.table(found))
+    output.result(f"{len(found)} merge{'' if len(found) == 1 else 's'}", listing.summary(found))
+
+
 @cli.command("report", short_help="A merge as one self-contained HTML page.")
 @click.argument("source", metavar="DIR|ID")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",

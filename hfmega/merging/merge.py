@@ -10,6 +10,7 @@ from hfmega.merging.last_mile import last_mile
 from hfmega.merging.prepare import Job, prepare
 from hfmega.merging.progress import begin, enter
 from hfmega.merging.record import failures, report
+from hfmega.merging.trackers import check, tracked
 from hfmega.merging.tree import decided, grow
 from hfmega.output import Output
 from hfmega.report import lineage
@@ -23,6 +24,7 @@ def merge(settings: MergeSettings, output: Output) -> Lineage | None:
     Raises HfmegaError for anything that stands in the way; an interrupted search resumes when called again.
     """
     check_output(settings.output, LINEAGE, settings.overwrite)
+    check(settings.report_to)
     return carry_out(prepare(settings, output), output)
 
 
@@ -60,7 +62,9 @@ def finished_merge(asked: MergeSettings) -> Lineage | None:
 def carry_out(job: Job, output: Output) -> Lineage | None:
     """A prepared merge: grow the tree, then read the test images and write the folder."""
     settings, main = job.settings, job.evaluator.state.is_main_process
-    with open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext():
+    run = open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext()
+    with run, tracked(settings, main, output) as tracker:
+        job = replace(job, tracker=tracker)
         begin(job)
         enter("statistics", job)
         job = decided(job, output)
@@ -78,4 +82,6 @@ def carry_out(job: Job, output: Output) -> Lineage | None:
             enter("last mile", job)
         mile = last_mile(job, tree[-1].chosen, output)
         enter("test", job)
-        return report(job, tree, progress, tried, mile)
+        made = report(job, tree, progress, tried, mile)
+        tracker.result(made)
+        return made

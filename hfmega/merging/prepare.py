@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -17,6 +17,7 @@ from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.merging.gather import Member, gather
+from hfmega.merging.trackers import Tracker
 from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.output import Output
 from hfmega.settings import UPDATE_BN, MergeSettings, recorded
@@ -49,6 +50,7 @@ class Job:
     alignment: align.Alignment
     notes: tuple[str, ...]
     answered: Split | None = None
+    tracker: Tracker = field(default_factory=Tracker)
 
     @property
     def steering(self) -> Split:

@@ -96,6 +96,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
     evaluator = job.evaluator
     for node, searcher in todo.items():
         resume(node, searcher, job, progress, output)
+        job.tracker.earlier(node.name, searcher.history)
     population = job.settings.search.population
     with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
         bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
@@ -113,6 +114,7 @@ def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: 
             save(progress, record, evaluator)
             for node, searcher in active.items():
                 newest, rate = searcher.history[-1], images / seconds
+                job.tracker.generation(node.name, len(searcher.history), newest, rate)
                 bar.line(
                     f"{node.name}: generation {len(searcher.history)}/{searcher.generations}: best {newest.best:.4f}, "
                     f"mean {newest.mean:.4f}, {rate:,.0f} images/s"

@@ -78,6 +78,9 @@ class MergeSettings:
     splits: SplitRequest = field(default_factory=SplitRequest)
     image_column: str | None = said("Image column.", "Data", None, metavar="C", usual="the one of type Image")
     label_column: str | None = said("Label column.", "Data", None, metavar="C", usual="the one of type ClassLabel")
+    report_to: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = said(
+        "Follow the search with one of Accelerate's trackers.", "Output", "none", recorded=False
+    )
     no_images: bool = said("Leave test images out of report.html.", "Output", False, recorded=False)
     overwrite: bool = said("Start anew in a folder that holds a run.", "Output", False, recorded=False)
 
