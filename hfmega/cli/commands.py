@@ -194,7 +194,7 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     use_cpu(flags["cpu"])
     settings = inspect_settings(sources, flags)
     from hfmega.merging.inspect import inspect as look
-    from hfmega.report import inspection
+    from hfmega.report import expectations, inspection
 
     output = open_output(flags)
     found = look(settings, output)
@@ -205,6 +205,10 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
             for pair in found.pairs:
                 output.table(f"{pair.first} and {pair.second}", *inspection.layer_rows(pair))
         output.say(f"relation: {found.relation}")
+    if found.expected:
+        output.table(
+            f"Measured on sources that are related so ({expectations.CARD})", *expectations.rows(found.expected)
+        )
     output.say(found.advice)
     output.result(path, inspection.summary(found))
 

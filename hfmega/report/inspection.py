@@ -9,6 +9,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 
 from hfmega.folder import write_atomically
+from hfmega.report.expectations import EXPECTED, Expectation, situation
 from hfmega.report.figures import heading, plain
 from hfmega.report.style import FAINT, INK, LOOKS, RULE, WIDTH, save, sheet, shortened
 from hfmega.report.wording import RE_ESTIMATED
@@ -92,6 +93,16 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     @property
+    def expected(self) -> tuple[Expectation, ...]:
+        """What merging gave elsewhere, of sources that are to each other as these are."""
+        if self.relation is None:
+            return ()
+        plain = [walk for pair in self.pairs for walk in pair.walks if walk.align == "none"]
+        best = max(max(s.accuracy, s.calibrated_accuracy or 0.0) for s in self.sources)
+        ahead = any(accuracy > best for walk in plain for accuracy in walk.accuracy[1:-1])
+        return EXPECTED[situation(self.relation, ahead)]
+
+    @property
     def statistics(self) -> bool:
         """Whether BatchNorm statistics were re-estimated."""
         return any(source.calibrated_accuracy is not None for source in self.sources)
@@ -116,6 +127,7 @@ def summary(found: Inspection) -> dict[str, Any]:
         "ensemble_accuracy": found.ensemble_accuracy,
         "sources": [asdict(source) for source in found.sources],
         "advice": found.advice,
+        "expected": [asdict(one) for one in found.expected],
         "split": found.split,
         "images": found.images,
         "pairs": [

@@ -121,3 +121,17 @@ def kill(rank: int, *arguments: object) -> str:
     _, said = merging.communicate(timeout=120)
     assert merging.returncode == 1
     return said.splitlines()[-1]
+
+
+def test_a_last_mile_by_two_processes_comes_to_the_weights_of_one(
+    tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The main process trains, the other one waits: with as many threads the weights are the same bit for bit."""
+    last = ("--fitness", "ensemble", "--distill", "--fine-tune", "--last-epochs", 3, "--last-lr", 0.003)
+    for n in (1, 2):
+        one = ("merge", *tiny_sources, *MERGE, *last, "-o", tmp_path / f"{n}", "--num-processes", n)
+        assert alone(*one, environment=ONE_THREAD).json["last_mile"]["epochs"] == 3
+    first, second = (json.loads((tmp_path / n / "lineage.json").read_text()) for n in ("1", "2"))
+    assert first["recipe"] == second["recipe"]
+    assert first["result"]["sha256"] == second["result"]["sha256"]
+    assert first["controls"] == second["controls"]

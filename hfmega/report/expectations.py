@@ -1,0 +1,71 @@
+"""What to expect of a merge, by what the sources are to each other and by what a person has: measured, not promised.
+
+The figures are rows of cards/quality, on CIFAR-10; a test compares them with that card.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hfmega.weights.relation import Relation
+
+Situation = Literal["identical", "one trunk", "one start", "independent"]
+CARD: Final = "cards/quality"
+NOTHING: Final = "the sources alone"
+IMAGES: Final = "unlabelled images"
+LABELS: Final = "time to train on the labels that steer the search"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family that was merged so: its name and row in cards/quality, and the points over its best source (as it is or
+    with BN re-estimated) with their 95 % interval.
+    """
+
+    family: str
+    row: str
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> str:
+        """In points, with the interval and the family."""
+        return f"{self.gain:+.1f} ({self.low:.1f} to {self.high:.1f}), {self.family}"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a person has, the flags of `hfmega merge` that make use of it, and what they gave."""
+
+    have: str
+    flags: str
+    cases: tuple[Case, ...]
+
+
+EXPECTED: Final[dict[Situation, tuple[Expectation, ...]]] = {
+    "identical": (),
+    "one trunk": (),
+    "one start": (),
+    "independent": (),
+}
+
+
+def situation(relation: Relation, average_gains: bool) -> Situation:
+    """Which row of the table sources are in.
+
+    average_gains: whether a network between two of them, channels as they are, was ahead of the best source: so it is
+    between branches that were trained alike, and not between fine-tunes of unequal merit.
+    """
+    if relation == "shared trunk":
+        return "one trunk" if average_gains else "one start"
+    return relation
+
+
+def rows(expected: Sequence[Expectation]) -> tuple[list[str], list[list[str]]]:
+    """The table of `hfmega inspect`."""
+    columns = ["you have", "command", "points over the best source, elsewhere"]
+    return columns, [
+        [one.have, f"hfmega merge ... {one.flags}".strip(), "; ".join(case.shown for case in one.cases)]
+        for one in expected
+    ]
