@@ -389,7 +389,7 @@ def draw(families: Sequence[dict[str, Any]], path: Path) -> None:
         figure = style.sheet(style.WIDTH, height)
         top = height - 0.2
         for found, lines in zip(families, heights, strict=True):
-            box = (2.55 / style.WIDTH, (top - 0.35 - 0.2 * lines) / height, 5.2 / style.WIDTH, 0.2 * lines / height)
+            box = (2.55 / style.WIDTH, (top - 0.35 - 0.2 * lines) / height, 4.75 / style.WIDTH, 0.2 * lines / height)
             panel(figure.add_axes(box), found)
             top -= 0.2 * lines + 0.95
         style.save(figure, path)
