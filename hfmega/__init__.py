@@ -71,7 +71,8 @@ def merge(*sources: str | Path, progress: bool = False, **options: Any) -> Merge
     from hfmega.merging.merge import merge as run
     from hfmega.merging.result import Merge
 
-    made = run(settings, _output(progress))
+    with _output(progress) as watched:
+        made = run(settings, watched)
     return Merge(settings.output, made or load_lineage(settings.output))
 
 
@@ -87,7 +88,8 @@ def inspect(*sources: str | Path, progress: bool = False, **options: Any) -> Ins
     )
     from hfmega.merging.inspect import inspect as look
 
-    return look(settings, _output(progress))
+    with _output(progress) as watched:
+        return look(settings, watched)
 
 
 def train(network: str, *, output: str | Path, progress: bool = False, **options: Any) -> Evaluation | None:
@@ -98,7 +100,8 @@ def train(network: str, *, output: str | Path, progress: bool = False, **options
     from hfmega.study.train import TrainSettings
     from hfmega.study.train import train as run
 
-    return run(TrainSettings(network, Path(output), **options), _output(progress)).held_out
+    with _output(progress) as watched:
+        return run(TrainSettings(network, Path(output), **options), watched).held_out
 
 
 def update_bn(source: str | Path, *, progress: bool = False, **options: Any) -> Merge:
@@ -112,7 +115,8 @@ def update_bn(source: str | Path, *, progress: bool = False, **options: Any) -> 
     from hfmega.merging.result import Merge
     from hfmega.merging.update_bn import update_bn as run
 
-    made = run(settings, _output(progress))
+    with _output(progress) as watched:
+        made = run(settings, watched)
     return Merge(settings.output, made or load_lineage(settings.output))
 
 

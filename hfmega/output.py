@@ -2,25 +2,52 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable
+from contextvars import Token
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from hfmega.errors import printable
+from hfmega.phases import WATCH, Phases, Watch, clock_of, spoken
+
+SILENCE: Final = 30.0  # seconds after which a log, which has no bar, gets a line
 
 
 class Output:
-    """Talk to stderr (`say`, `table`, `progress`), the result to stdout (`result`). A muted one says nothing."""
+    """Talk to stderr (`say`, `table`), the result to stdout (`result`). quiet: no talk; muted: no result either.
 
-    def __init__(self, as_json: bool = False, muted: bool = False, verbose: bool = False) -> None:
+    As a context it also shows how far the command has come: `hfmega.phases`.
+    """
+
+    def __init__(self, as_json: bool = False, muted: bool = False, verbose: bool = False, quiet: bool = False) -> None:
         self.as_json, self.muted, self.verbose = as_json, muted, verbose
-        self._console = Console(stderr=True, quiet=muted, highlight=False, emoji=False, soft_wrap=True)
+        self._console = Console(stderr=True, quiet=muted or quiet, highlight=False, emoji=False, soft_wrap=True)
+        self._display: Display | None = None
+        self._started = time.monotonic()
+
+    def watch(self) -> "Output":
+        """Show how far the command has come, until `close`."""
+        if not self._console.quiet:
+            self._display = Display(self._console)
+        return self
+
+    def __enter__(self) -> "Output":
+        return self.watch()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the display away; what was said stays."""
+        if self._display:
+            self._display.close()
+            self._display = None
 
     def say(self, text: str) -> None:
         self._console.print(printable(text), markup=False)
@@ -42,37 +69,99 @@ class Output:
     def result(self, path: Path | str, fields: dict[str, Any]) -> None:
         """The path, or with --json one JSON object, on stdout; what it cannot show is escaped, as on stderr."""
         if not self.muted:
+            self.close()
             text, encoding = json.dumps(fields) if self.as_json else str(path), sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator["Bar"]:
-        """One line with the newest figures, a bar and an ETA on a terminal (80 columns do); elsewhere plain lines."""
-        bar = Progress(
+    def finish(self, result: str, steps: Iterable[str]) -> None:
+        """The end of a command: how long it took, what it made, and commands to try next."""
+        self.close()
+        self.say(f"done in {spoken(time.monotonic() - self._started)}: {result}")
+        for number, command in enumerate(steps):
+            self.say(f"{'     ' if number else 'next:'} {command}")
+
+
+class Display:
+    """The phases of a running command: on a terminal one line that moves, elsewhere a line for each phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._phases = console, Phases()
+        self._live = Line(self._phases, console) if console.is_terminal else None
+        self._said = time.monotonic()
+        self._token: Token[Watch | None] | None = WATCH.set(Watch(self._phases, self._began, self._moved))
+        if self._live:
+            self._live.start()
+
+    def close(self) -> None:
+        if self._token:
+            WATCH.reset(self._token)
+            self._token = None
+        if self._live:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Show how far it is now."""
+        if self._live:
+            self._live.refresh()
+
+    def _began(self) -> None:
+        if not self._live:
+            self._tell()
+
+    def _moved(self) -> None:
+        if not self._live and time.monotonic() - self._said > SILENCE:
+            self._tell()
+
+    def _tell(self) -> None:
+        phases, left = self._phases, self._phases.seconds_left
+        parts = [f"{phases.name} {phases.step}".strip()]
+        if phases.total:
+            before = f"{phases.done:,.0f} of " if phases.done else ""
+            parts.append(f"{before}{phases.total:,.0f} images")
+        if left is not None:
+            parts.append(f"about {spoken(left)} to go")
+        self._console.print(printable(", ".join(parts)), markup=False)
+        self._said = time.monotonic()
+
+
+class Line(Progress):
+    """One line: phase, bar, images of the phase, ETA of the whole command; 80 columns do."""
+
+    def __init__(self, phases: Phases, console: Console) -> None:
+        self._phases = phases
+        super().__init__(
             SpinnerColumn("line"),  # of ASCII
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=5),
-            TextColumn("ETA"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            disable=self.muted or not self._console.is_terminal,
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[images]}", markup=False, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[eta]}", markup=False, table_column=Column(no_wrap=True)),
+            console=console,
             transient=True,
+            redirect_stdout=False,  # which is the result's
         )
-        with bar:
-            yield Bar(self, bar, bar.add_task(what, total=total))
+        self._task = self.add_task("", total=None, images="", eta="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The line as it is now; asked for several times a second by a thread of its own."""
+        if not self.tasks:
+            return
+        phases = self._phases
+        share, left = phases.share, phases.seconds_left
+        self.update(
+            self._task,
+            description=printable(f"{phases.name} {phases.step}".strip()),
+            total=None if share is None else 1.0,
+            completed=share or 0.0,
+            images=f"{short(phases.done)}/{short(phases.total)} images" if phases.total else "",
+            eta=clock_of(phases.elapsed) if left is None else f"ETA {clock_of(left)}",
+        )
+        yield self.make_tasks_table(self.tasks)
 
 
-class Bar:
-    """One running progress bar."""
-
-    def __init__(self, output: Output, progress: Progress, task: TaskID) -> None:
-        self._output, self._progress, self._task = output, progress, task
-
-    def advance(self, count: int = 1) -> None:
-        self._progress.advance(self._task, count)
-
-    def line(self, figures: str) -> None:
-        """The newest figures: beside the bar on a terminal, on a line of their own elsewhere."""
-        self._progress.update(self._task, description=printable(figures))
-        if self._progress.disable:
-            self._output.say(figures)
+def short(images: float) -> str:
+    """A number of images in at most six characters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if images >= 100 * size:
+            return f"{images / size:,.0f}{unit}"
+    return f"{images:,.0f}"

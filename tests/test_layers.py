@@ -30,6 +30,7 @@ FLOORS: Final = [
     ["search", "models"],
     ["settings"],
     ["folder", "output"],
+    ["phases"],
     ["rng"],
     ["errors"],
 ]
@@ -83,7 +84,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_the_app_is_imported_by_nothing_and_the_ground_by_no_torch() -> None:
     for name, tree in MODULES.items():
         assert not any(i.split(".")[0] == "app" for i in imported(tree)) or name.startswith(("app", "cli"))
-    ground = ["settings", "folder", "output", "rng", "errors"]
+    ground = ["settings", "folder", "output", "phases", "rng", "errors"]
     for name in ground:
         words = {alias.name for node in ast.walk(MODULES[name]) if isinstance(node, ast.Import) for alias in node.names}
         assert not words & {"torch", "timm", "datasets", "huggingface_hub"}, name

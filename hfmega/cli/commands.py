@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import rich_click as click
 
-from hfmega import __version__
+from hfmega import __version__, phases
 from hfmega.cli.config import merge_settings
 from hfmega.cli.errors import code_of, hide_token, show, terminable
 from hfmega.cli.options import (
@@ -30,6 +30,8 @@ from hfmega.cli.options import (
 from hfmega.folder import REPORT
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
+
+OPEN: Final[list[Any]] = []  # the output of the command that runs
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,21 +53,23 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
     hfmega merge ./a ./b ./c --method greedy-soup --dataset ./photos -o soup
     hfmega merge ann/resnet-a bob/resnet-b --like merges/a+b --seed 1 --push-to-hub ann/merged
     """
+    output = open_output(flags)
     from hfmega import launch
 
     settings = merge_settings(context, sources, flags)
     processes = launch.processes_wanted(flags["num_processes"], flags["cpu"])
     if processes > 1:
+        output.close()  # each process has an output of its own
         sys.exit(launch.relaunch(sys.argv[1:], processes, flags["cpu"]))
     use_cpu(flags["cpu"])
     from hfmega.merging import estimate
     from hfmega.merging.merge import merge as run_merge
+    from hfmega.phases import spoken
 
-    output = open_output(flags)
     if flags["dry_run"]:
         found = estimate.estimate(settings)
         output.table("What this merge would do", *estimate.described(found))
-        output.result(estimate.spoken(found.seconds), asdict(found))
+        output.result(spoken(found.seconds), asdict(found))
         return
     shown(partial(run_merge, settings, output), settings.output, output, flags)
 
@@ -110,12 +114,12 @@ click.rich_click.OPTION_GROUPS["hfmega merge"] = grouped(merge)
 @common_options
 def train(network: str, **flags: Any) -> None:
     """Train a source by the paper's protocol; its card records the split and the seed."""
+    output = open_output(flags)
     use_cpu(flags["cpu"])
     from hfmega.hub.push import repository
     from hfmega.study.train import TrainSettings, spoken
     from hfmega.study.train import train as run_train
 
-    output = open_output(flags)
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
     with repository(push_target(flags["push_to_hub"], flags)) as target:
@@ -123,6 +127,7 @@ def train(network: str, **flags: Any) -> None:
         for line in spoken(trained, settings.update_bn):
             output.say(line)
         publish(settings.output, target, output, flags)
+        output.finish(f"{settings.output}", [f"hfmega evaluate {settings.output}"])
     output.result(settings.output, {"output": str(settings.output), **asdict(trained)})
 
 
@@ -144,10 +149,10 @@ def train(network: str, **flags: Any) -> None:
 @common_options
 def update_bn(source: str, **flags: Any) -> None:
     """Re-estimate BatchNorm statistics as exact averages, and compare with the source as it is on the test images."""
+    output = open_output(flags)
     use_cpu(flags["cpu"])
     from hfmega.merging import update_bn as updating
 
-    output = open_output(flags)
     settings = updating.settings_of(source, flags["output"], **{name: flags[name] for name in updating.NAMES})
     shown(partial(updating.update_bn, settings, output), settings.output, output, flags)
 
@@ -161,11 +166,11 @@ def update_bn(source: str, **flags: Any) -> None:
 @common_options
 def evaluate(source: str, **flags: Any) -> None:
     """Accuracy with a 95 % interval, loss, and accuracy per class of one checkpoint."""
+    output = open_output(flags)
     use_cpu(flags["cpu"])
     from hfmega.evaluation.checkpoint import evaluate_checkpoint
     from hfmega.merging.evaluate import evaluation_target
 
-    output = open_output(flags)
     checkpoint, dataset, split = evaluation_target(
         source, flags["dataset"], flags["split"], flags["image_column"], flags["label_column"]
     )
@@ -191,12 +196,12 @@ def evaluate(source: str, **flags: Any) -> None:
 @common_options
 def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     """Compatibility, relation, the paths between the sources, their ensemble, and advice: to merge or not, and how."""
+    output = open_output(flags)
     use_cpu(flags["cpu"])
     settings = inspect_settings(sources, flags)
     from hfmega.merging.inspect import inspect as look
     from hfmega.report import expectations, inspection
 
-    output = open_output(flags)
     found = look(settings, output)
     path = inspection.write(found, settings.output)
     if found.compatible:
@@ -221,9 +226,9 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
 @common_options
 def replay(source: str, sources: Path | None, **flags: Any) -> None:
     """Rebuild a merge from its lineage and its pinned sources, and compare the sha256; exit 0 only when equal."""
+    output = open_output(flags)
     from hfmega.merging.replay import replay as run_replay
 
-    output = open_output(flags)
     found = run_replay(source, sources, flags["output"])
     output.say(f"rebuilt {found.sha256}\nlineage {found.expected}\n{'equal' if found.equal else 'DIFFERENT'}")
     output.result(found.sha256, {"sha256": found.sha256, "expected": found.expected, "equal": found.equal})
@@ -240,10 +245,10 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
 @common_options
 def verify(source: str, dataset: str | None, sources: Path | None, retrain: bool, **flags: Any) -> None:
     """Replay a merge, compare every tensor, evaluate again, hold card against lineage; exit 0 only if all holds."""
+    output, checks = open_output(flags), []
     use_cpu(flags["cpu"])
     from hfmega.merging import verify as proof
 
-    output, checks = open_output(flags), []
     for check in proof.verify(source, dataset, sources, retrain):
         output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
         checks.append(check)
@@ -290,13 +295,14 @@ def report_(source: str, no_images: bool, **flags: Any) -> None:
 @reproduce_options
 def reproduce(table: str, **flags: Any) -> None:
     """Train what is missing, merge it by each protocol, and put the results beside what the paper prints."""
+    output = open_output(flags)
     use_cpu(flags["cpu"])
     from hfmega.study import reproduce as study
     from hfmega.study import results
 
     names = {f.name for f in fields(study.ReproduceSettings)} & flags.keys()
     given = {name: flags[name] for name in names if flags[name] not in (None, ())}
-    output, settings = open_output(flags), study.ReproduceSettings(**given, table=table)  # type: ignore[arg-type]
+    settings = study.ReproduceSettings(**given, table=table)  # type: ignore[arg-type]
     if flags["dry_run"]:
         hours = study.estimate(settings)
         output.table(f"Hours left for {table} on this machine", *study.hour_rows(hours))
@@ -343,11 +349,27 @@ def shown(make: Callable[[], Any], folder: Path, output: Any, flags: dict[str, A
         made = make()
         if made is None:
             return
+        if target is None:
+            output.close()
+        else:
+            phases.begin("publishing")
         output.table("On the test images", *card.comparison_rows(made))
         output.say(wording.verdict(made))
         output.say(f"report: {folder / REPORT}")
         url = publish(folder, target, output, flags)
+        output.finish(*after_merge(folder, made, url))
     output.result(folder, lineage.summary(made, folder, url))
+
+
+def after_merge(folder: Path, made: Any, url: str | None) -> tuple[str, list[str]]:
+    """What a merge left behind, and commands to try next."""
+    from hfmega.folder import CARD
+
+    files = (("card", CARD), ("report", "report.html"))
+    there = [f"{what} {folder / name}" for what, name in files if (folder / name).is_file()]
+    steps = [f"hfmega verify {folder}", f"hfmega evaluate {folder}"]
+    publishes = url is None and not made.stands
+    return ", ".join(there), [*steps, *([f"hfmega push {folder} user/name"] if publishes else [])]
 
 
 def use_cpu(cpu: bool) -> None:
@@ -357,10 +379,18 @@ def use_cpu(cpu: bool) -> None:
 
 
 def open_output(flags: dict[str, Any]) -> Any:
-    """The output sink of this process: only the main one speaks."""
+    """The output sink of this process, which shows from now on how far it is: only the main one speaks."""
     from hfmega.output import Output
 
-    return Output(flags["as_json"], muted=os.environ.get("RANK", "0") != "0", verbose=flags["verbose"])
+    muted = os.environ.get("RANK", "0") != "0"
+    OPEN.append(Output(flags["as_json"], muted, flags["verbose"], flags["quiet"]).watch())
+    return OPEN[-1]
+
+
+def close_output() -> None:
+    """Take the display away, so that what is said last stays."""
+    while OPEN:
+        OPEN.pop().close()
 
 
 def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
@@ -391,8 +421,8 @@ def report_wanted(flags: dict[str, Any]) -> Any:
 
 def say_start(arguments: Sequence[str]) -> None:
     """A first line at once: importing torch and timm takes seconds, in which nothing else can be said."""
-    command, asks_help = next(iter(arguments), ""), not {"-h", "--help"}.isdisjoint(arguments)
-    if command in cli.commands and not asks_help and DISTRIBUTED not in os.environ:
+    command, silent = next(iter(arguments), ""), not {"-h", "--help", "-q", "--quiet"}.isdisjoint(arguments)
+    if command in cli.commands and not silent and DISTRIBUTED not in os.environ:
         click.echo(f"hfmega {__version__}: {command}", err=True)
 
 
@@ -405,6 +435,8 @@ def main() -> None:
         with terminable():
             sys.exit(cli.main(prog_name="hfmega", standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt, Terminated) as error:
+        close_output()
         sys.exit(code_of(error, "--debug" in sys.argv))
     finally:
+        close_output()
         leave()

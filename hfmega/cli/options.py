@@ -136,6 +136,7 @@ insist_options = stack(
 common_options = stack(
     option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     option("Output", "--debug", is_flag=True, help="Show the traceback of an error."),
+    option("Output", "-q", "--quiet", is_flag=True, help="Say nothing but the result, and errors."),
     option("Output", "-v", "--verbose", is_flag=True, help="Say more."),
 )
 run_options = stack(made("overwrite"), cpu_option)

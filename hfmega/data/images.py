@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hfmega import phases
 from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
 from hfmega.errors import HfmegaError
 from hfmega.models.library import Spec, transform
@@ -78,6 +79,7 @@ def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
         digest.update(content + label.to_bytes(8, "little", signed=True))
         images[place] = pixels(_decode(content, mode, where))
         labels[place] = output
+        phases.passed(1)
     return Split(name, images, labels, digest.hexdigest())
 
 

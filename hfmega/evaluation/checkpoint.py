@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import Split, load_split
 from hfmega.evaluation.answers import answers
@@ -39,7 +40,10 @@ def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.devic
 
 def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, chosen: str) -> Evaluation:
     """A checkpoint on a slice of a dataset. Raises HfmegaError for anything that does not fit."""
-    split = load_split(dataset, rows_of(dataset, chosen), checkpoint.spec, chosen)
+    rows = rows_of(dataset, chosen)
+    phases.begin("images", len(rows), "reads")
+    split = load_split(dataset, rows, checkpoint.spec, chosen)
+    phases.begin("test", len(rows))
     judged = answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
     names = checkpoint.spec.labels or dataset.classes
     classes = split.labels.unique().tolist()

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import TypeVar
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers, pool
 from hfmega.evaluation.network import Network
@@ -55,52 +56,32 @@ class Evaluator:
         self._answers: dict[tuple[Recipe, str], Answers] = {}
         self._ensembles: dict[tuple[tuple[Recipe, ...], str], Answers] = {}
 
-    def scores(
-        self, recipes: Sequence[Recipe], split: Split, advance: Callable[[int], None] | None = None
-    ) -> list[Score]:
-        """The score of each recipe; one already known is not computed again. `advance` hears of each one done."""
+    def scores(self, recipes: Sequence[Recipe], split: Split) -> list[Score]:
+        """The score of each recipe; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._scores]
-        done = advance or (lambda _: None)
-        done(len(recipes) - len(unknown))
-
-        def work(recipe: Recipe) -> Score:
-            score = self._score(recipe, split)
-            done(self.state.num_processes)
-            return score
-
-        for recipe, score in zip(unknown, self._spread(work, unknown), strict=True):
+        for recipe, score in zip(unknown, self._spread(lambda r: self._score(r, split), unknown), strict=True):
             self.remember(recipe, split, score)
         return [self._scores[recipe, split.fingerprint] for recipe in recipes]
 
-    def race(
-        self,
-        populations: Sequence[Sequence[Recipe]],
-        split: Split,
-        rules: Race,
-        advance: Callable[[int], None] | None = None,
-    ) -> list[list[Score]]:
+    def race(self, populations: Sequence[Sequence[Recipe]], split: Split, rules: Race) -> list[list[Score]]:
         """The scores of populations that race, each for itself; who stops early keeps its estimate, not `exact`.
 
         After each rung those who go on are spread over the processes anew. Statistics are re-estimated from a share of
         the calibration images as large as that of the images seen, so that who sees all of them is scored exactly.
         """
-        fingerprint, done, seen = split.fingerprint, advance or (lambda _: None), dict[Recipe, Answers]()
+        fingerprint, seen = split.fingerprint, dict[Recipe, Answers]()
         running = [[r for r in dict.fromkeys(p) if (r, fingerprint) not in self._scores] for p in populations]
         taken = [len(set(p)) - len(runners) for p, runners in zip(populations, running, strict=True)]
-        done(sum(map(len, populations)) - sum(map(len, running)))
         for start, stop in pairwise([0, *rungs(len(split), rules.halving)]):
-            before = sum(map(len, running))
             if start:
                 running = [
                     [runners[k] for k in survivors([seen[r] for r in runners], busy, len(split) - start, rules)]
                     for runners, busy in zip(running, taken, strict=True)
                 ]
-                done(before - sum(map(len, running)))
             alive = list(dict.fromkeys(recipe for runners in running for recipe in runners))
             found = self._spread(partial(self.network.look, split=split, start=start, stop=stop), alive)
             for recipe, part in zip(alive, found, strict=True):
                 seen[recipe] = part if len(part.correct) == stop else pool(seen[recipe], part)
-        done(sum(map(len, running)))
         scores = {recipe: score_of(part, len(part.correct) == len(split)) for recipe, part in seen.items()}
         for recipe, score in scores.items():
             self.remember(recipe, split, score)
@@ -118,7 +99,13 @@ class Evaluator:
     def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
         """What each recipe says of each image; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]
-        found = self._spread(lambda r: answers(self.network.predict(r, split), split.labels), unknown)
+        numbers = count(1)
+
+        def work(recipe: Recipe) -> Answers:
+            phases.step(f"{next(numbers)} of {len(unknown)}")
+            return answers(self.network.predict(recipe, split), split.labels)
+
+        found = self._spread(work, unknown)
         self._answers |= {(r, split.fingerprint): a for r, a in zip(unknown, found, strict=True)}
         return [self._answers[recipe, split.fingerprint] for recipe in recipes]
 
@@ -131,7 +118,13 @@ class Evaluator:
 
     def together(self, recipes: Sequence[Recipe], split: Split) -> Tensor:
         """The logarithm of the mean probability of several recipes: float32 [images, classes], on the CPU."""
-        predictions = self._spread(lambda r: self.network.predict(r, split), recipes)
+        numbers = count(1)
+
+        def work(recipe: Recipe) -> Tensor:
+            phases.step(f"ensemble {next(numbers)} of {len(recipes)}")
+            return self.network.predict(recipe, split)
+
+        predictions = self._spread(work, recipes)
         self._answers |= {
             (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
         }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from hfmega import phases
 from hfmega.data.images import Split
 from hfmega.evaluation.network import Network
 from hfmega.models.library import buffers_of, call, parameters_of
@@ -49,6 +50,7 @@ def fisher(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]
         for name, gradient in gradients(parameters, network.normalized(x), y).items():
             total[name] += gradient.square().sum(0)
     network.images_seen += 3 * len(pixels)  # a backward pass costs two forward ones
+    phases.passed(3 * len(pixels))
     return {name: (squares / len(pixels)).cpu() for name, squares in total.items()}
 
 
@@ -79,6 +81,7 @@ def grams(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]:
             for x in batches:
                 model(network.normalized(x))
         network.images_seen += len(pixels)
+        phases.passed(len(pixels))
     finally:
         for handle in handles:
             handle.remove()

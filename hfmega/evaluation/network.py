@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hfmega import phases
 from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers, answers
@@ -170,6 +171,7 @@ class Network:
     def _forward(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """uint8 images -> log-probabilities, float32 [images, classes]."""
         self.images_seen += len(images)
+        phases.passed(len(images))
         return (network or self._model)(self._normalize(images)).float().log_softmax(dim=1)  # type: ignore[no-any-return]
 
     @property

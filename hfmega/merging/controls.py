@@ -7,6 +7,7 @@ from typing import Final
 
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.evaluation.network import Network
@@ -44,6 +45,7 @@ def controls(job: Job, searches: int, forward_passes: int, output: Output) -> li
 
     The best source is the one with the lowest mean loss on all fitness images, calibrated or not.
     """
+    phases.begin("controls")
     name, best = best_source(job)
     output.say(f"controls: what {name} gains alone")
     found = [search_alone(job, name, best, searches)]

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import cast
 
+from hfmega import phases
 from hfmega.evaluation.evidence import evidence_of
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress
@@ -16,6 +17,7 @@ from hfmega.settings import UPDATE_BN
 def carry(job: Job, output: Output) -> tuple[list[Merged], Progress]:
     """The merge by a static method, as `tree.grow` gives that of a search. job: with calibration decided."""
     settings, evaluator = job.settings, job.evaluator
+    phases.begin("search" if settings.method == "greedy-soup" else settings.method)
     before, started = evaluator.network.images_seen, time.perf_counter()
     members = [replace(member.recipe, calibrate=bool(settings.calibrate)) for member in job.merged]
     if settings.method == "greedy-soup":

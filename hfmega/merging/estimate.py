@@ -8,6 +8,7 @@ from typing import Final
 import psutil
 import torch
 
+from hfmega import phases
 from hfmega.data.dataset import describe
 from hfmega.data.images import Split
 from hfmega.data.splits import SplitPlan, plan_splits
@@ -15,12 +16,14 @@ from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
+from hfmega.merging.controls import EPOCHS, LEARNING_RATES
 from hfmega.merging.last_mile import rates
 from hfmega.merging.lesson import BATCH_SIZE, epochs_of, scheduled
 from hfmega.merging.pairing import Node, plan
 from hfmega.merging.prepare import choose_dataset, looked_at
 from hfmega.models.fit import seconds_per_step
 from hfmega.models.library import Spec, build, has_statistics, normalizer, parameters_of, sizes, state_of
+from hfmega.phases import spoken
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
@@ -88,8 +91,15 @@ class Cost:
     """What a merge takes: evaluations of individuals by its searches, and images through a network, by purpose."""
 
     evaluations: int
-    searching: int
+    deciding: int
+    breeding: int
+    choosing: int
     showing: int
+
+    @property
+    def searching(self) -> int:
+        """Until the winner of the last run-off is known."""
+        return self.deciding + self.breeding + self.choosing
 
 
 def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: bool) -> Cost:
@@ -101,33 +111,55 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
         evaluations = 2 * sources if settings.method == "greedy-soup" else 1
     calibration = size["calibration"] if statistics and settings.calibrate is not False else 0
     steering = size["distill" if settings.steered_unlabelled else "search"]
-    searching = evaluations * (steering + calibration)
+    breeding, deciding, choosing = evaluations * (steering + calibration), 0, 0
     if settings.searches and not settings.exact:
         first = most_images(ga.population, 0, steering, calibration, halving=False)
         later = most_images(ga.population - 1, 1, steering, calibration)
-        searching = merges * (first + (ga.generations - 1) * later)
+        breeding = merges * (first + (ga.generations - 1) * later)
     if settings.calibrate is None and statistics:
-        searching += (sources + 1) * (2 * size["search"] + calibration)
+        deciding = (sources + 1) * (2 * size["search"] + calibration)
     if (
         size["confirm"] and settings.searches
     ):  # the run-off: each source both ways, an average and two finds of each search
-        searching += (2 * sources + 3 * merges) * (size["search"] + size["confirm"] + calibration)
+        images = size["search"] + size["confirm"]
+        choosing = (2 * sources + 3 * merges) * images + (sources + 3 * merges) * 2 * calibration
     shown = sources * (2 if statistics else 1) + 1 + merges
-    return Cost(evaluations, searching, shown * (size["test"] + (size["calibration"] // 2 if statistics else 0)))
+    showing = shown * (size["test"] + (size["calibration"] // 2 if statistics else 0))
+    if sources > 2:  # the greedy soup
+        showing += sources * (size["search"] + calibration) + size["test"] + calibration
+    return Cost(evaluations, deciding, breeding, choosing, showing)
+
+
+def ahead(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: bool) -> dict[str, float]:
+    """The phases of a merge, each with the images that it will pass through networks."""
+    price, size = cost(settings, sources, rows, statistics), {purpose: len(r) for purpose, r in rows.rows.items()}
+    found = {"BatchNorm": price.deciding, "search": price.breeding, "run-off": price.choosing}
+    if settings.control:
+        tuned = min(price.searching, len(LEARNING_RATES) * EPOCHS * size["search"])
+        found["controls"] = price.searching + phases.TRAINING * tuned
+    shown, passed = last_mile_images(settings, sources, rows)
+    found["last mile"] = phases.TRAINING * shown + passed
+    return {name: float(images) for name, images in {**found, "test": price.showing}.items() if images}
 
 
 def last_mile_seconds(settings: MergeSettings, sources: int, rows: SplitPlan, spec: Spec, rate: float) -> float:
     """How long the last mile and its controls take at most. rate: images per second without training."""
+    shown, passed = last_mile_images(settings, sources, rows)
+    return shown / training_rate(spec) + passed / rate if shown else 0.0
+
+
+def last_mile_images(settings: MergeSettings, sources: int, rows: SplitPlan) -> tuple[int, int]:
+    """How many images the last mile and its controls train on, and how many they pass without training, at most."""
     last, size = settings.last, {purpose: len(r) for purpose, r in rows.rows.items()}
     if not last.wanted:
-        return 0.0
+        return 0, 0
     unlabelled = size["distill"] if last.distill else 0
     lesson = unlabelled + (size["search"] if last.fine_tune else 0)
     trainings = (2 if last.distill else 1) + 1  # from the merge, from the best source, taught by itself
     shown = trainings * len(rates(last)) * lesson * epochs_of(last.epochs, lesson)
     answered = 2 * (sources + 1) * unlabelled
     judged = trainings * len(rates(last)) * 2 * (size["confirm"] + size["calibration"]) + trainings * size["test"]
-    return shown / training_rate(spec) + (answered + judged) / rate
+    return shown, answered + judged
 
 
 def training_rate(spec: Spec) -> float:
@@ -178,11 +210,3 @@ def described(found: Estimate) -> tuple[list[str], list[list[str]]]:
         ["to download", f"{found.download_bytes / 1e6:,.1f} MB"],
     ]
     return ["plan", "value"], rows
-
-
-def spoken(seconds: float) -> str:
-    """A duration in the unit that fits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from hfmega import phases
 from hfmega.errors import HubError, SourceError
 from hfmega.folder import LINEAGE
 from hfmega.hub import pull
@@ -106,7 +107,9 @@ def expand(found: Checkpoint) -> tuple[Recipe, list[Checkpoint]]:
 def pull_all(settings: MergeSettings, output: Output, state: PartialState) -> list[Checkpoint]:
     """The sources on this disk, each once, each with a name of its own."""
     checkpoints: list[Checkpoint] = []
-    for source in settings.pulled:
+    phases.begin("sources")
+    for number, source in enumerate(settings.pulled, 1):
+        phases.step(f"{number} of {len(settings.pulled)}")
         output.say(f"pulling {source}")
         with state.main_process_first():
             found = pull.pull(source)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.dataset import open_dataset
 from hfmega.data.images import Split, load_split
 from hfmega.data.splits import plan_splits
@@ -18,7 +19,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
 from hfmega.merging.prepare import choose_dataset
-from hfmega.models.library import Spec, normalizer
+from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceReport, Walk
@@ -36,6 +37,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
 
     Raises HfmegaError when a source or the images cannot be had; sources that do not fit are an answer, not an error.
     """
+    phases.begin("sources")
     checkpoints = pull_each(settings)
     states = load_each(checkpoints)
     try:
@@ -45,10 +47,13 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     spec, names = checkpoints[0].spec, [checkpoint.name for checkpoint in checkpoints]
     dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
     plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits)
+    phases.begin("images", len(plan.search_rows) + len(plan.calibration_rows), "reads")
     load = partial(load_split, dataset, spec=spec)
     images = load(plan.search_rows, name="search")
     calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
+    phases.plan(ahead(len(names), len(images), len(calibration or ()), has_statistics(spec)))
+    phases.begin("each source")
     every = Evaluator(Network(spec, mix(checkpoints, states, processes().device), calibration))
     ways = (False, True) if every.network.can_calibrate else (False,)
     alone = {way: every.answers([source_alone(k, len(names), way) for k in range(len(names))], images) for way in ways}
@@ -67,15 +72,26 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
             look.pair([checkpoints[0], other], [states[0], state])
             for other, state in zip(checkpoints[1:], states[1:], strict=True)
         ),
-        ensemble_accuracy=max(
-            every.ensemble([source_alone(k, len(names), way) for k in range(len(names))], images).accuracy
-            for way in ways
-        ),
+        ensemble_accuracy=together(every, len(names), ways, images),
         split=plan.fitness,
         images=len(images),
         notes=(*plan.notes, *spaces_of(spec).notes),
     )
     return replace(found, advice=advise(found, best))
+
+
+def ahead(sources: int, images: int, calibration: int, statistics: bool) -> dict[str, float]:
+    """The phases, each with the images that it will pass through networks."""
+    ways = 2 if statistics and calibration else 1
+    once = ways * images + (calibration if ways == 2 else 0)  # one network, with each kind of statistics
+    walks = (sources - 1) * 2 * len(POINTS) * once
+    return {"each source": float(sources * once), "paths": float(walks), "ensemble": float(sources * once)}
+
+
+def together(every: Evaluator, sources: int, ways: Sequence[bool], images: Split) -> float:
+    """The accuracy of the ensemble, in the better of the ways to have its statistics."""
+    phases.begin("ensemble")
+    return max(every.ensemble([source_alone(k, sources, way) for k in range(sources)], images).accuracy for way in ways)
 
 
 def pull_each(settings: MergeSettings) -> list[Checkpoint]:
@@ -103,6 +119,8 @@ class Look:
 
         Matched by activations, which measured better on every pair; by weights without images.
         """
+        phases.begin("paths", keep=True)
+        phases.step(f"from {checkpoints[0].name} to {checkpoints[1].name}")
         images = normalizer(self.spec, torch.device("cpu"))(self.calibration.images) if self.calibration else None
         method: align.Method = "weights" if images is None else "activations"
         alignment = align.align(method, self.spec, states, images)

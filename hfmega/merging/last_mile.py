@@ -13,6 +13,7 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.images import Split, stratified
 from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
@@ -69,6 +70,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     """
     if not job.settings.last.wanted:
         return None
+    phases.begin("last mile")
     teacher, (best_name, best) = teacher_of(job), best_source(job)
     if not job.evaluator.state.is_main_process:
         return None

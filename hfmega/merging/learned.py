@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hfmega import phases
 from hfmega.data.images import Split
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
@@ -79,6 +80,7 @@ class Learned(MeGA):
             optimizer.step()
             schedule.step()
             evaluator.network.images_seen += PASSES * len(batch)
+            phases.passed(PASSES * len(batch))
             if step >= len(rows) // 2:
                 mean += table.detach() / (len(rows) - len(rows) // 2)
         return mean.double().cpu().numpy(), table.detach().double().cpu().numpy()

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Final
 
+from hfmega import phases
 from hfmega.folder import LINEAGE, check_output, open_run, other_settings
 from hfmega.merging import controls, direct
+from hfmega.merging.estimate import ahead
 from hfmega.merging.last_mile import last_mile
 from hfmega.merging.prepare import Job, prepare
 from hfmega.merging.progress import begin, enter
@@ -16,6 +19,8 @@ from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
 from hfmega.settings import EARLIER, MergeSettings, recorded
+
+WRITING: Final = 4.0  # seconds for weights, figures and card
 
 
 def merge(settings: MergeSettings, output: Output) -> Lineage | None:
@@ -38,10 +43,11 @@ def merge_all(asked: Sequence[MergeSettings], output: Output) -> list[Lineage]:
         made = finished_merge(one)
         if made is None:
             output.say(f"merging into {one.output}")
-            job = replace(job, settings=one) if job else prepare(one, output)
-            for split in filter(None, (job.search, job.unlabelled)):
-                job.evaluator.forget(split)  # or it would cost nothing to score what an earlier merge had scored
-            made = carry_out(job, output)
+            with phases.inside(str(one.output)):
+                job = replace(job, settings=one) if job else prepare(one, output)
+                for split in filter(None, (job.search, job.unlabelled)):
+                    job.evaluator.forget(split)  # or it would cost nothing to score what an earlier merge had scored
+                made = carry_out(job, output)
         if made is not None:  # only the main process has it
             found.append(made)
     return found
@@ -62,6 +68,8 @@ def finished_merge(asked: MergeSettings) -> Lineage | None:
 def carry_out(job: Job, output: Output) -> Lineage | None:
     """A prepared merge: grow the tree, then read the test images and write the folder."""
     settings, main = job.settings, job.evaluator.state.is_main_process
+    statistics = job.evaluator.network.can_calibrate
+    phases.plan(ahead(settings, len(job.checkpoints), job.plan, statistics), {"report": WRITING})
     run = open_run(settings.output, job.fingerprint, settings.overwrite) if main else nullcontext()
     with run, tracked(settings, main, output) as tracker:
         job = replace(job, tracker=tracker)

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, Rows, open_dataset
 from hfmega.data.images import Split, label_order, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
@@ -108,10 +109,9 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         distills=settings.unlabelled,
         chooses=settings.chooses,
     )
-    splits = {
-        purpose: load_split(dataset, rows, spec, purpose)
-        for purpose, rows in looked_at(plan, settings, statistics).items()
-    }
+    reads = looked_at(plan, settings, statistics)
+    phases.begin("images", sum(map(len, reads.values())), "reads")
+    splits = {purpose: load_split(dataset, rows, spec, purpose) for purpose, rows in reads.items()}
     _, label_note = label_order(dataset.classes, spec.labels)
     alignment = aligned(settings, spec, states, splits.get("calibration"))
     notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]

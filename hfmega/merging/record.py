@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hfmega import __version__
+from hfmega import __version__, phases
 from hfmega.evaluation.answers import Answers, answers, compare
 from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.folder import CONFIG, LINEAGE, RECIPE, STATISTICS, WEIGHTS, finish, write_atomically
@@ -38,6 +38,7 @@ def report(
     job: Job, tree: list[Merged], progress: Progress, tried: list[controls.Tried], mile: Mile | None
 ) -> Lineage | None:
     """Read the test images once, for the merged model and all that it is shown against; write folder, card, lineage."""
+    phases.begin("test")
     evaluator, folder, chosen = job.evaluator, job.settings.output, tree[-1].chosen
     leaves = {c.name: source_alone(k, len(job.checkpoints)) for k, c in enumerate(job.checkpoints)}
     earlier = {member.name: member.recipe for member in job.members if member.inputs}
@@ -100,6 +101,7 @@ def report(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     made = replace(made, result=replace(made.result, is_source=made.held))
+    phases.begin("report")
     write_places(folder, job.checkpoints, job.settings.dataset)
     card.write(made, read_spec(folder / CONFIG, str(folder)), folder)
     page.write(made, folder, images=not job.settings.no_images)

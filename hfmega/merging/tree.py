@@ -1,11 +1,12 @@
 """The searches of a tree of merges."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from hfmega import phases
 from hfmega.evaluation.evaluator import Score
 from hfmega.evaluation.race import Race
 from hfmega.folder import PROGRESS, WORK
@@ -49,11 +50,13 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
                 )
                 for node in batch
             }
-            search(todo, job, progress, record, output)
+            later = len(numbers) - len(progress.done.keys() | {node.name for node in batch})
+            search(todo, job, progress, record, output, later)
             for node, searcher in todo.items():
                 if node.name in progress.done:  # its scores are known again, as in a run that was not interrupted
                     job.evaluator.scores([progress.done[node.name].chosen.recipe], job.search)
                     continue
+                phases.begin("run-off", keep=True)
                 progress.done[node.name] = finished(node, searcher, job, known)
                 output.say(f"{node.name} of {' and '.join(node.inputs)}: {progress.done[node.name].chosen.name} stands")
             save(progress, record, job.evaluator)
@@ -82,58 +85,72 @@ def decided(job: Job, output: Output) -> Job:
 
 def with_calibration(job: Job, output: Output) -> Job:
     """The job, with statistics re-estimated or not."""
+    phases.begin("BatchNorm")
     calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
     if job.evaluator.network.can_calibrate:
         output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")
     return replace(job, settings=replace(job.settings, calibrate=calibrate))
 
 
-def search(todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: Path, output: Output) -> None:
+def search(
+    todo: Mapping[Node, Searcher], job: Job, progress: Progress, record: Path, output: Output, later: int = 0
+) -> None:
     """Ask, evaluate, tell, record, until done. Scores on disk are told again instead of computed again.
 
     Several searches go on side by side: their populations are one list for the processes to share.
+    later: how many searches will follow these.
     """
     evaluator = job.evaluator
     for node, searcher in todo.items():
         resume(node, searcher, job, progress, output)
         job.tracker.earlier(node.name, searcher.history)
-    population = job.settings.search.population
-    with output.progress("first generation", sum(s.generations for s in todo.values()) * population) as bar:
-        bar.advance(sum(len(searcher.history) for searcher in todo.values()) * population)
-        while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
-            before, started = evaluator.network.images_seen, time.perf_counter()
-            asked = {node: searcher.ask() for node, searcher in active.items()}
-            first = not any(searcher.history for searcher in active.values())
-            told = scores_of(list(asked.values()), job, first, bar.advance)
-            for (node, searcher), scores in zip(active.items(), told, strict=True):
-                searcher.tell(scores)
-                progress.scores.setdefault(node.name, []).append(scores)
-            images, seconds = evaluator.network.images_seen - before, time.perf_counter() - started
-            progress.forward_passes += images
-            progress.seconds += seconds
-            save(progress, record, evaluator)
-            for node, searcher in active.items():
-                newest, rate = searcher.history[-1], images / seconds
-                job.tracker.generation(node.name, len(searcher.history), newest, rate)
-                bar.line(
-                    f"{node.name}: generation {len(searcher.history)}/{searcher.generations}: best {newest.best:.4f}, "
-                    f"mean {newest.mean:.4f}, {rate:,.0f} images/s"
-                    + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
-                )
-                if searcher.done and len(searcher.history) < searcher.generations:
-                    output.say(
-                        f"{node.name}: no higher fitness in {job.settings.search.patience} generations: the search "
-                        f"stops after {len(searcher.history)} of {searcher.generations} (--patience)"
-                    )
+    phases.begin("search", keep=True)
+    while active := {node: searcher for node, searcher in todo.items() if not searcher.done}:
+        before, started = evaluator.network.images_seen, time.perf_counter()
+        asked = {node: searcher.ask() for node, searcher in active.items()}
+        phases.step(generation_of(active))
+        first = not any(searcher.history for searcher in active.values())
+        told = scores_of(list(asked.values()), job, first)
+        for (node, searcher), scores in zip(active.items(), told, strict=True):
+            searcher.tell(scores)
+            progress.scores.setdefault(node.name, []).append(scores)
+        images, seconds = evaluator.network.images_seen - before, time.perf_counter() - started
+        progress.forward_passes += images
+        progress.seconds += seconds
+        save(progress, record, evaluator)
+        ahead = sum(s.generations - len(s.history) for s in active.values() if not s.done)
+        phases.expect("search", images / len(active) * (ahead + later * job.settings.search.generations))
+        for node, searcher in active.items():
+            job.tracker.generation(node.name, len(searcher.history), searcher.history[-1], images / seconds)
+            tell(node.name, searcher, images / seconds, job.settings.search.patience, output)
 
 
-def scores_of(
-    populations: Sequence[Sequence[Recipe]], job: Job, first: bool, advance: Callable[[int], None] | None = None
-) -> list[list[Score]]:
+def tell(name: str, searcher: Searcher, rate: float, patience: int, output: Output) -> None:
+    """Say how a generation did, and why it was the last one if it was that before its time. rate: images a second."""
+    newest, count = searcher.history[-1], len(searcher.history)
+    output.say(
+        f"{name}: generation {count}/{searcher.generations}: best {newest.best:.4f}, mean {newest.mean:.4f}, "
+        f"{rate:,.0f} images/s" + (f", {newest.failed} failed (NaN or Inf)" if newest.failed else "")
+    )
+    if searcher.done and count < searcher.generations:
+        output.say(
+            f"{name}: no higher fitness in {patience} generations: the search stops after {count} "
+            f"of {searcher.generations} (--patience)"
+        )
+
+
+def generation_of(active: Mapping[Node, Searcher]) -> str:
+    """How far the searches that go on are."""
+    slowest = min(active.values(), key=lambda searcher: len(searcher.history))
+    names = next(iter(active)).name if len(active) == 1 else f"{len(active)} merges"
+    return f"{names} {len(slowest.history) + 1}/{slowest.generations}"
+
+
+def scores_of(populations: Sequence[Sequence[Recipe]], job: Job, first: bool) -> list[list[Score]]:
     """The scores of several populations, of searches that begin or go on: each a race, or with `exact` all images."""
     if not job.settings.exact:
-        return job.evaluator.race(populations, job.steering, rules(first, job.settings.search.fitness), advance)
-    job.evaluator.scores([recipe for population in populations for recipe in population], job.steering, advance)
+        return job.evaluator.race(populations, job.steering, rules(first, job.settings.search.fitness))
+    job.evaluator.scores([recipe for population in populations for recipe in population], job.steering)
     return [job.evaluator.scores(population, job.steering) for population in populations]
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from hfmega import folder
+from hfmega import folder, phases
 from hfmega.data.dataset import Dataset, open_dataset
 from hfmega.data.images import Split, load_split
 from hfmega.data.splits import plan_splits
@@ -62,6 +62,7 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
     last mile is trained again too, from its start.
     Raises HfmegaError when there is no merge, or its lineage cannot be read.
     """
+    phases.begin("weights")
     checkpoint = pull.pull(source)
     pinned = f"{checkpoint.repo_id}@{checkpoint.revision}" if checkpoint.repo_id else source
     folder = pull.pull_merge(pinned)
@@ -69,6 +70,7 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
     yield attempt("weights", lambda: same_hash(merge))
     yield attempt("numbers", lambda: consistent(merge.lineage))
     yield attempt("card", lambda: same_card(merge))
+    phases.begin("sources")
     try:
         rebuilt = replay.rebuilt(merge.lineage, folder, places)
         yield Check("sources", True, f"all {len(rebuilt.checkpoints)} are what was merged")
@@ -84,6 +86,9 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
         return
     yield attempt("images", lambda: same_images(merge.lineage, splits))
     network = Network(checkpoint.spec, rebuilt.sources, splits.get("calibration"))
+    calibration = len(splits.get("calibration", ()))
+    shown = len(merge.lineage.references) + 1
+    phases.plan({"statistics": calibration, "evaluation": shown * (len(splits["test"]) + calibration // 2)})
     yield attempt("statistics", lambda: same_statistics(merge, network))
     yield attempt("evaluation", lambda: same_accuracies(merge, Evaluator(network), splits["test"]))
     if retrain:
@@ -92,6 +97,7 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
 
 def attempt(name: str, check: Callable[[], str]) -> Check:
     """A check that returns what it compared, and raises HfmegaError with what differs."""
+    phases.begin(name)
     try:
         return Check(name, True, check())
     except HfmegaError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hfmega import phases
 from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
 from hfmega.output import Output
@@ -75,25 +76,25 @@ def fit(
     batches = -(-len(images) // schedule.batch_size)
     if pays_to_compile(model, normalize(pixels[: schedule.batch_size]), schedule, output):
         model.compile()
-    with output.progress("first epoch", schedule.epochs * batches) as bar:
-        bar.advance(first * batches)
-        for epoch in range(first, schedule.epochs):
-            total = torch.zeros((), device=device)
-            with torch.random.fork_rng():
-                torch.manual_seed(schedule.seed * 100_003 + epoch)
-                for number, rows in enumerate(epoch_batches(len(images), schedule, epoch), epoch * batches):
-                    set_rate(optimizer, schedule.rate(number, schedule.epochs * batches))
-                    batch, wanted = augmented(pixels[rows], targets[rows], schedule.augment)
-                    loss = step(model, optimizer, normalize(batch), wanted, schedule.bf16)
-                    total += loss.detach() * len(rows)
-                    bar.advance()
-            save_state(model, optimizer, epoch + 1, state)
-            mean_loss = float(total) / len(images)
-            if not np.isfinite(mean_loss):
-                raise HfmegaError(
-                    f"training diverged in epoch {epoch + 1}: try a lower --lr than {schedule.learning_rate}."
-                )
-            bar.line(f"epoch {epoch + 1}/{schedule.epochs}: training loss {mean_loss:.4f}")
+    phases.skipped(phases.TRAINING * first * len(images))
+    for epoch in range(first, schedule.epochs):
+        phases.step(f"epoch {epoch + 1}/{schedule.epochs}")
+        total = torch.zeros((), device=device)
+        with torch.random.fork_rng():
+            torch.manual_seed(schedule.seed * 100_003 + epoch)
+            for number, rows in enumerate(epoch_batches(len(images), schedule, epoch), epoch * batches):
+                set_rate(optimizer, schedule.rate(number, schedule.epochs * batches))
+                batch, wanted = augmented(pixels[rows], targets[rows], schedule.augment)
+                loss = step(model, optimizer, normalize(batch), wanted, schedule.bf16)
+                total += loss.detach() * len(rows)
+                phases.passed(phases.TRAINING * len(rows))
+        save_state(model, optimizer, epoch + 1, state)
+        mean_loss = float(total) / len(images)
+        if not np.isfinite(mean_loss):
+            raise HfmegaError(
+                f"training diverged in epoch {epoch + 1}: try a lower --lr than {schedule.learning_rate}."
+            )
+        output.say(f"epoch {epoch + 1}/{schedule.epochs}: training loss {mean_loss:.4f}")
     model.eval()
 
 

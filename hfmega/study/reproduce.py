@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from hfmega.data.dataset import DEFAULT_DATASET, describe, open_dataset, rows_of
+from hfmega import phases
+from hfmega.data.dataset import DEFAULT_DATASET, Dataset, describe, open_dataset, rows_of
 from hfmega.data.splits import plan_splits
 from hfmega.errors import SettingsError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
@@ -14,7 +15,7 @@ from hfmega.hub import pull
 from hfmega.hub.client import exists
 from hfmega.merging.estimate import cost, evaluation_rate
 from hfmega.merging.merge import finished_merge, merge_all
-from hfmega.models.library import has_statistics
+from hfmega.models.library import Spec, has_statistics
 from hfmega.output import Output
 from hfmega.settings import PRESETS, MergeSettings
 from hfmega.study import paper
@@ -80,6 +81,7 @@ def reproduce(settings: ReproduceSettings, output: Output) -> list[Run]:
     Raises HfmegaError when a folder holds a run of other settings, and for anything that stops a training or a merge.
     """
     runs = []
+    phases.plan({name: images for network in settings.architectures for name, images in left(settings, network).parts})
     for network in settings.architectures:
         sources = [source(settings, network, seed, output) for seed in settings.source_seeds]
         epochs = (pull.pull(sources[0]).record or {}).get("epochs")
@@ -96,7 +98,8 @@ def source(settings: ReproduceSettings, network: str, seed: int, output: Output)
     """A source by its folder or Hub id: the one that was given, else one that is trained here, or was before."""
     given, asked = given_source(settings, source_name(network, seed)), training(settings, network, seed)
     if given is None and not is_trained(asked):
-        train(asked, output)
+        with phases.inside(str(asked.output)):
+            train(asked, output)
     return given or str(asked.output)
 
 
@@ -191,7 +194,8 @@ def fine_tune(settings: ReproduceSettings, network: str, start: str, name: str, 
         batch_size=paper.FINE_TUNING_BATCH,
     )
     if not is_trained(asked):
-        train(asked, output)
+        with phases.inside(str(asked.output)):
+            train(asked, output)
     dataset = open_dataset(settings.dataset)
     return evaluate_checkpoint(pull.pull(str(asked.output)), dataset, "test").accuracy
 
@@ -210,33 +214,63 @@ class Hours:
         return self.training + self.merging + self.fine_tuning
 
 
+@dataclass(frozen=True)
+class Left:
+    """What is not on disk yet of a network's runs: folder to images, those of a training once for each epoch.
+
+    tuned: images of fine-tuning, likewise.
+    """
+
+    trained: dict[str, int]
+    merged: dict[str, int]
+    tuned: int
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """Folder to passes of images, but for fine-tuning."""
+        return [(name, float(phases.TRAINING * n)) for name, n in self.trained.items()] + [
+            (name, float(n)) for name, n in self.merged.items()
+        ]
+
+
+def left(settings: ReproduceSettings, network: str) -> Left:
+    """Count what is left to do for a network under all protocols."""
+    dataset, _ = describe(settings.dataset)
+    wanted = [training(settings, network, seed) for seed in settings.source_seeds]
+    names = [source_name(network, seed) for seed in settings.source_seeds]
+    given = [given_source(settings, name) for name in names]
+    missing = [asked for asked, place in zip(wanted, given, strict=True) if not place and not is_trained(asked)]
+    record, statistics = make_record(wanted[0], dataset), has_statistics(scratch_of(wanted[0], dataset))
+    images, everything = len(rows_of(dataset, settings.train_split)), len(rows_of(dataset, "train"))
+    merged, tuned = {}, 0
+    for protocol in settings.protocols:
+        asked = searches(settings, network, protocol, names)
+        todo = [one for one in asked if finished_merge(one) is None]
+        for one in todo:
+            price = cost(one, len(names), plan_splits(dataset, [record] * len(names), one.splits), statistics)
+            shown = price.showing if one == todo[0] else 0  # the others know what the references say
+            merged[str(one.output)] = price.searching + shown
+        if settings.fine_tunes(protocol):
+            tuned += (len(asked) + 1) * settings.fine_tune_epochs * everything
+    return Left({str(asked.output): asked.epochs * images for asked in missing}, merged, tuned)
+
+
 def estimate(settings: ReproduceSettings) -> list[Hours]:
     """The time that is left, from images counted and short probes of each network; nothing is trained or merged."""
     dataset, _ = describe(settings.dataset)
     found = []
     for network in settings.architectures:
-        wanted = [training(settings, network, seed) for seed in settings.source_seeds]
-        names = [source_name(network, seed) for seed in settings.source_seeds]
-        given = [given_source(settings, name) for name in names]
-        missing = [asked for asked, place in zip(wanted, given, strict=True) if not place and not is_trained(asked)]
-        record = make_record(wanted[0], dataset)
-        spec = scratch_spec(wanted[0], len(dataset.classes) or 10)
-        images, everything = len(rows_of(dataset, settings.train_split)), len(rows_of(dataset, "train"))
-        trained = sum(asked.epochs * images for asked in missing)
-        rate = evaluation_rate(spec)
-        merging = tuning = 0.0
-        for protocol in settings.protocols:
-            asked = searches(settings, network, protocol, names)
-            todo = [one for one in asked if finished_merge(one) is None]
-            if todo:
-                rows = plan_splits(dataset, [record] * len(names), todo[0].splits)
-                price = cost(todo[0], len(names), rows, has_statistics(spec))
-                merging += (len(todo) * price.searching + price.showing) / rate
-            if settings.fine_tunes(protocol):
-                tuning += (len(asked) + 1) * settings.fine_tune_epochs * everything
-        slow = training_rate(spec, wanted[0]) if trained or tuning else 1.0
-        found.append(Hours(network, trained / slow, merging, tuning / slow))
+        wanted, todo = training(settings, network, settings.source_seeds[0]), left(settings, network)
+        spec = scratch_of(wanted, dataset)
+        trained, rate = sum(todo.trained.values()), evaluation_rate(spec)
+        slow = training_rate(spec, wanted) if trained or todo.tuned else 1.0
+        found.append(Hours(network, trained / slow, sum(todo.merged.values()) / rate, todo.tuned / slow))
     return found
+
+
+def scratch_of(asked: TrainSettings, dataset: Dataset) -> Spec:
+    """The network of a training."""
+    return scratch_spec(asked, len(dataset.classes) or 10)
 
 
 def hour_rows(hours: Sequence[Hours]) -> tuple[list[str], list[list[str]]]:

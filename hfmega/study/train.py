@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfmega import phases
 from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
 from hfmega.data.images import load_split
 from hfmega.errors import HfmegaError, SettingsError
@@ -99,12 +100,16 @@ def train(settings: TrainSettings, output: Output) -> Trained:
     spec, start = starting_point(settings, dataset)
     updates = settings.update_bn and library.has_statistics(spec)
     record = make_record(settings, dataset) | ({"update_bn": True} if updates else {})
-    images = load_split(dataset, rows_of(dataset, record["train_split"]), spec, "train")
+    rows, held_out = rows_of(dataset, record["train_split"]), record["held_out_split"]
+    phases.begin("images", len(rows), "reads")
+    images = load_split(dataset, rows, spec, "train")
+    phases.plan(ahead(settings, len(rows), len(rows_of(dataset, held_out)) if held_out else 0, updates))
     device = processes().device
     output.say(
         f"training {spec.architecture} on {record['train_split']} ({len(images):,} images), device {device.type}"
     )
     with open_run(settings.output, json.dumps([record, images.fingerprint]), settings.overwrite) as work:
+        phases.begin("training")
         model = build(spec, settings.seed)
         if start:
             load_into(spec, model, start)
@@ -121,15 +126,23 @@ def train(settings: TrainSettings, output: Output) -> Trained:
         state = {**(start or {}), **trained}  # what the network leaves aside stays as it was
         network = Network(spec, Sources([state], parameters_of(spec, model), device), images)
         if updates:
+            phases.begin("BatchNorm")
             state = rebuild(network.sources, UPDATED, network.statistics(UPDATED))
         labels = list(spec.labels or dataset.classes)
         library.write_trained(replace(spec, record=record), model, labels, settings.seed, settings.output / CONFIG)
         save_weights(state, settings.output / WEIGHTS)
         checkpoint = pull.pull(str(settings.output))
+        phases.begin("test")
         found = judged(network, checkpoint, dataset)
         card.write_source_card(checkpoint.spec, found.held_out, settings.output)
         finish(settings.output)
     return found
+
+
+def ahead(settings: TrainSettings, images: int, held_out: int, updates: bool) -> dict[str, float]:
+    """The phases, each with the images that it will pass through the network."""
+    found = {"training": phases.TRAINING * settings.epochs * images, "BatchNorm": images if updates else 0}
+    return {name: float(count) for name, count in {**found, "test": 3 * held_out}.items() if count}
 
 
 def judged(network: Network, checkpoint: Checkpoint, dataset: Dataset) -> Trained:

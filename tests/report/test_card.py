@@ -21,6 +21,7 @@ from safetensors.torch import save_model
 from support.hub.cards import FRONT_MATTER, check
 from support.specs import spec
 
+from hfmega import phases
 from hfmega.errors import printable
 from hfmega.evaluation.answers import wilson
 from hfmega.evaluation.checkpoint import Evaluation
@@ -578,8 +579,8 @@ def test_the_console_obeys_no_text_from_outside(text: str, capsys: pytest.Captur
     output = Output()
     output.say(text)
     output.table(text, [text, "b"], [[text, text]])
-    with output.progress("x", 2) as bar:
-        bar.line(text)
+    with output.watch():
+        phases.begin(text, 3)
     seen = capsys.readouterr().err
     assert seen.replace("\n", "").isprintable()
     assert seen.startswith(printable(text))
