@@ -188,7 +188,7 @@ def test_without_a_terminal_each_phase_is_a_line(tiny_sources: tuple[Path, Path]
         " generation 2/2",
     ]
     end = next(number for number, line in enumerate(lines) if line.startswith("done in "))
-    assert lines[end].endswith(": card out/README.md")
+    assert lines[end].endswith(": card out/README.md, report out/report.html")
     assert lines[end + 1 : end + 3] == ["next: hfmega verify out", "      hfmega evaluate out"]
     assert done.stdout == "out\n"
     silent = run("evaluate", "out", "--quiet", "--split", "test[:40]", cwd=tmp_path)
