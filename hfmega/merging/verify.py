@@ -74,6 +74,7 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
     try:
         rebuilt = replay.rebuilt(merge.lineage, folder, places)
         yield Check("sources", True, f"all {len(rebuilt.checkpoints)} are what was merged")
+        yield attempt("config", lambda: same_config(merge, rebuilt))
         yield attempt("replay", lambda: same_tensors(merge, rebuilt))
     except HfmegaError as error:
         yield Check("sources", False, str(error))
@@ -221,6 +222,14 @@ def same_report(merge: Merge) -> None:
     require(line is None, f"{folder.REPORT}, line {line}, does not say what the lineage says")
     same = found in (plain, page.text(merge.lineage, spec, shown)) if shown else page.without_images(found) == plain
     require(same, f"{folder.REPORT} does not say what the lineage says")
+
+
+def same_config(merge: Merge, rebuilt: Rebuilt) -> str:
+    """Network, labels and preprocessing of the merge are those of its sources."""
+    found, meant = merge.checkpoint.spec.identity, rebuilt.checkpoints[0].spec.identity
+    for what, value in meant.items():
+        require(found.get(what) == value, f"the merge and its sources differ in {what}")
+    return f"network, labels and preprocessing are those of {rebuilt.checkpoints[0].name}"
 
 
 def same_tensors(merge: Merge, rebuilt: Rebuilt) -> str:

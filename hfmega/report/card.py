@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfmega import __version__
 from hfmega.evaluation.checkpoint import Evaluation
-from hfmega.folder import CARD, EVAL_RESULTS, write_atomically
+from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, write_atomically
 from hfmega.models.library import Spec, card_facts
 from hfmega.report import wording
 from hfmega.report.command import command, configuration
@@ -22,7 +22,9 @@ from hfmega.report.metadata import eval_results, merge_metadata, source_metadata
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
-HERE: Final = "local-dir:."  # where a card that is not published loads its weights from
+# Where a card that is not published loads its weights from, and what stands before the id of one that is.
+HERE: Final = {"timm": "local-dir:.", "transformers": "."}
+THERE: Final = {"timm": "hf-hub:", "transformers": ""}
 CLASSES: Final = 40  # rows of the table of classes
 
 
@@ -98,9 +100,12 @@ def write_source_card(spec: Spec, held_out: Evaluation | None, folder: Path) -> 
 
 def loading(spec: Spec, repo_id: str | None = None) -> dict[str, Any]:
     """What the example of loading depends on: where the weights are, what must be imported, the mode of the images."""
-    place = HERE if repo_id is None else f"hf-hub:{repo_id}"
+    facts = card_facts(spec)
+    place = HERE[facts.snippet] if repo_id is None else f"{THERE[facts.snippet]}{repo_id}"
     return {
-        "registered": card_facts(spec).registered,
+        "registered": facts.registered,
+        "snippet": facts.snippet,
+        "preparation": next(iter(spec.beside), CONFIG),
         "mode": spec.preprocessing.mode,
         "place": place,
         "repo_id": repo_id,
@@ -109,7 +114,11 @@ def loading(spec: Spec, repo_id: str | None = None) -> dict[str, Any]:
 
 def published_as(repo_id: str, card: str) -> str:
     """A card that no lineage makes again, with the id of its repository in the example of loading."""
-    card = card.replace(f'"{HERE}"', f'"hf-hub:{repo_id}"').replace("USER/NAME", repo_id)
+    for way, here in HERE.items():
+        card = card.replace(f'="{here}"', f'="{THERE[way]}{repo_id}"').replace(
+            f'("{here}"', f'("{THERE[way]}{repo_id}"'
+        )
+    card = card.replace("USER/NAME", repo_id)
     return card.replace(f"\nReplace `{repo_id}` by the name of this repository.\n", "")
 
 

@@ -63,7 +63,7 @@ def edit(folder: Path, change: Callable[[Any], None]) -> None:
 
 def test_an_untouched_merge_is_verified(folder: Path) -> None:
     checks = list(verify.verify(str(folder), None, None))
-    names = ["weights", "numbers", "card", "sources", "replay", "images", "statistics", "evaluation"]
+    names = ["weights", "numbers", "card", "sources", "config", "replay", "images", "statistics", "evaluation"]
     assert [(check.name, check.ok) for check in checks] == [(name, True) for name in names], checks
 
 
