@@ -1,4 +1,4 @@
-"""Checkpoints of transformers through every command: merged by id, pushed, loaded by the official pipeline. 30 seconds."""
+"""Checkpoints of transformers through the commands: merged by id, pushed, loaded by the pipeline. 15 seconds."""
 
 from __future__ import annotations
 
