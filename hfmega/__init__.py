@@ -127,13 +127,15 @@ def evaluate(
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels_by_number: bool = False,
 ) -> Evaluation:
     """Evaluate one checkpoint: accuracy with its interval, loss, accuracy per class; a merge on its test images."""
     from hfmega.evaluation.checkpoint import evaluate_checkpoint
     from hfmega.merging.evaluate import evaluation_target
 
     named = None if dataset is None else str(dataset)
-    return evaluate_checkpoint(*evaluation_target(str(source), named, split, image_column, label_column))
+    columns = (image_column, label_column, labels_by_number)
+    return evaluate_checkpoint(*evaluation_target(str(source), named, split, *columns))
 
 
 def replay(merge: str | Path, *, sources: str | Path | None = None, output: str | Path | None = None) -> Replay:

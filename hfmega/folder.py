@@ -44,6 +44,13 @@ BUSY: Final = Retrying(
 )
 
 
+def like_a_path(text: str) -> bool:
+    """Whether a name is written like a folder on this disk: `./x`, `a/b/c`, or `a/b` where there is a folder `a`."""
+    if text.startswith((".", "/", "~")) or text.endswith("/") or "\\" in text or text.count("/") > 1:
+        return True
+    return "/" in text and Path(text).parent.is_dir()
+
+
 def check_output(folder: Path, done: str, overwrite: bool) -> None:
     """Raises HfmegaError when a run may not write here: a finished run, or a folder that is not hfmega's."""
     if folder.exists() and not folder.is_dir():

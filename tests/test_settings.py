@@ -37,7 +37,7 @@ KEYS = [
     "tournament", "mutation_rate", "mutation_sigma", "mutation_unit", "anchors", "redraw_parents", "break_ties",
     "fitness", "genome",
     "calibrate", "exact", "precision", "control", "confirm_share", "fitness_split", "fitness_images",
-    "calibration_split", "test_split", "allow_leak", "image_column", "label_column",
+    "calibration_split", "test_split", "allow_leak", "image_column", "label_column", "labels_by_number",
 ]  # fmt: skip
 
 

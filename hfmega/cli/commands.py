@@ -172,9 +172,16 @@ def evaluate(source: str, **flags: Any) -> None:
     from hfmega.merging.evaluate import evaluation_target
 
     checkpoint, dataset, split = evaluation_target(
-        source, flags["dataset"], flags["split"], flags["image_column"], flags["label_column"]
+        source,
+        flags["dataset"],
+        flags["split"],
+        flags["image_column"],
+        flags["label_column"],
+        flags["labels_by_number"],
     )
     found = evaluate_checkpoint(checkpoint, dataset, split)
+    for note in found.notes:
+        output.say(note)
     output.table(f"{source} on {split}", ["class", "accuracy"], [[c, f"{a:.4f}"] for c, a in found.per_class.items()])
     low, high = found.interval
     output.say(
@@ -331,7 +338,8 @@ def push(folder: Path, repo_id: str, **flags: Any) -> None:
 
 def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSettings:
     """The sources and images as a merge would take them, with every fitness image for the search."""
-    named = ("dataset", "image_column", "label_column", "fitness_split", "fitness_images", "calibration_split")
+    columns = ("dataset", "image_column", "label_column", "labels_by_number")
+    named = (*columns, "fitness_split", "fitness_images", "calibration_split")
     return MergeSettings.of(
         *sources,
         output=flags["output"] or default_folder(*sources, parent="inspections"),

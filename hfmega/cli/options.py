@@ -115,7 +115,7 @@ token_option = option(
 cpu_option = option("Hardware", "--cpu", is_flag=True, help="Do not use a GPU.")
 dry_run_option = option("Everyday", "--dry-run", is_flag=True, help="Print the plan and its cost here, and stop.")
 push_to_hub_option = option("Everyday", "--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
-data_options = made("dataset", "image_column", "label_column")
+data_options = made("dataset", "image_column", "label_column", "labels_by_number")
 push_options = stack(
     option("Publishing", "--private", is_flag=True, help="Make the repository private if it is new."),
     option("Publishing", "--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),

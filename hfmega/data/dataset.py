@@ -1,5 +1,6 @@
 """A dataset by its name or folder, and slices of it as row numbers."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from datasets.arrow_reader import ReadInstruction
 from numpy.typing import NDArray
 from PIL import Image
 
+from hfmega.data.columns import find_columns, hidden, is_image
 from hfmega.errors import HfmegaError
+from hfmega.folder import like_a_path
 from hfmega.hub.client import dataset_revision
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.hub.retry import steady
@@ -21,6 +24,7 @@ Rows = NDArray[np.int64]
 DEFAULT_DATASET: Final = "uoft-cs/cifar10"
 DIGITS_TRAIN: Final = 1297
 EVALUATION_SPLITS: Final = ("test", "validation", "val", "valid")
+CONFIGS: Final = re.compile(r"pick one among the available configs: \[(.+?)\]")  # said by `datasets`
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Dataset:
     """A labelled image dataset. `id` is what a lineage records, `revision` the commit of a Hub dataset.
 
     A row number counts through all splits in their order, so that sets of rows of several splits are plain arrays.
+    classes: the names of its labels, or the words that its label column holds, sorted; by_number: whether labels are
+    outputs of the network whatever their names, as the user insists.
     """
 
     id: str
@@ -36,6 +42,7 @@ class Dataset:
     image_column: str
     label_column: str
     classes: tuple[str, ...]
+    by_number: bool = False
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -43,74 +50,85 @@ class Dataset:
         return {name: len(split) for name, split in self.splits.items()}
 
 
-def open_dataset(name: str, image_column: str | None = None, label_column: str | None = None) -> Dataset:
+def open_dataset(
+    name: str, image_column: str | None = None, label_column: str | None = None, by_number: bool = False
+) -> Dataset:
     """Open a Hub dataset (pinned to the commit it is at now), a local folder, or the embedded `digits`.
 
+    name: of a dataset with several configurations `ID:CONFIG` or `FOLDER:CONFIG`; by_number: as `Dataset` has it.
     Raises HfmegaError when it cannot be read, or when it has no image or no label column.
     """
     datasets.disable_progress_bars()
+    place, config = split_config(name)
     revision = None
     if name == "digits":
         splits = digits()
-    elif Path(name).is_dir():
-        splits = _load(datasets.load_dataset, name, str(Path(name).resolve()))
-        name = name_of(Path(name))
+    elif Path(place).is_dir():
+        splits = _load(datasets.load_dataset, name, str(Path(place).resolve()), name=config)
+        name = ":".join([name_of(Path(place)), *([config] if config else [])])
     else:
-        revision = dataset_revision(name)
-        splits = _load(datasets.load_dataset, name, name, revision=revision)
-    features = next(iter(splits.values())).features
-    image = _column(name, features, datasets.Image, "image", image_column)
-    label = _column(name, features, datasets.ClassLabel, "label", label_column)
-    classes = tuple(features[label].names) if isinstance(features[label], datasets.ClassLabel) else ()
-    return Dataset(name, revision, splits, image, label, classes)
+        revision = dataset_revision(_on_hub(place))
+        splits = _load(datasets.load_dataset, name, place, name=config, revision=revision)
+    found = find_columns(name, splits, image_column, label_column)
+    if not is_image(next(iter(splits.values())).features[found.image]):
+        splits = _load(splits.cast_column, name, found.image, feature=datasets.Image())
+    return Dataset(name, revision, splits, found.image, found.label, found.classes, by_number)
 
 
-def describe(name: str, image_column: str | None = None, label_column: str | None = None) -> tuple[Dataset, int]:
+def split_config(name: str) -> tuple[str, str | None]:
+    """`ID:CONFIG` -> the dataset and its configuration, None where none is named."""
+    place, colon, config = name.rpartition(":")
+    if not colon or len(place) < 2 or Path(name).is_dir():  # one letter is a drive
+        return name, None
+    return place, config
+
+
+def _on_hub(place: str) -> str:
+    """A dataset that is no folder here. Raises HfmegaError for what is written like a folder."""
+    if like_a_path(place):
+        raise HfmegaError(f"there is no folder {place}, and no dataset on the Hub is called so.")
+    return place
+
+
+def describe(
+    name: str, image_column: str | None = None, label_column: str | None = None, by_number: bool = False
+) -> tuple[Dataset, int]:
     """A dataset with the bytes that opening it would download. One that is not on this disk has row numbers only.
 
     Raises HfmegaError when it cannot be read.
     """
-    if name == "digits" or Path(name).is_dir():
-        return open_dataset(name, image_column, label_column), 0
-    revision = dataset_revision(name)
-    builder = _load(datasets.load_dataset_builder, name, name, revision=revision)
+    place, config = split_config(name)
+    if name == "digits" or Path(place).is_dir():
+        return open_dataset(name, image_column, label_column, by_number), 0
+    revision = dataset_revision(_on_hub(place))
+    builder = _load(datasets.load_dataset_builder, name, place, name=config, revision=revision)
     if Path(builder.cache_dir).is_dir() or not builder.info.splits:
-        return open_dataset(name, image_column, label_column), 0
+        return open_dataset(name, image_column, label_column, by_number), 0
     lengths = {split: info.num_examples for split, info in builder.info.splits.items()}
     rows = {split: datasets.Dataset.from_dict({"row": range(count)}) for split, count in lengths.items()}
     described = Dataset(name, revision, datasets.DatasetDict(rows), "", "", ())
     return described, builder.info.download_size or 0
 
 
-def _load(load: Callable[..., Any], name: str, path: str, **options: Any) -> Any:
+def _load(load: Callable[..., Any], dataset: str, path: str, **options: Any) -> Any:
     """load(path, **options), and what can go wrong with it in one sentence."""
     try:
         return steady(load, path, **options)
     except CLIENT_ERRORS as error:
-        raise explained(error, f"dataset {name}") from error
+        raise explained(error, f"dataset {dataset}") from error
     except Exception as error:  # it parses cards, tables and archives of anyone, and raises what they come upon
-        raise HfmegaError(f"the dataset {name} cannot be read: {_first_line(error)}") from error
+        configs = CONFIGS.search(str(error))
+        if configs and options.get("name") is None:
+            names = re.findall(r"'([^']+)'", configs[1])
+            raise HfmegaError(
+                f"the dataset {dataset} has several configurations ({', '.join(names)}): "
+                f"name one with --dataset {dataset}:{names[0]}."
+            ) from error
+        raise HfmegaError(f"the dataset {dataset} cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _column(dataset: str, features: datasets.Features, kind: type, what: str, given: str | None) -> str:
-    """The column of a feature type, or the one that the user named."""
-    if given is not None:
-        if given not in features:
-            raise HfmegaError(f"the dataset {dataset} has no column {given!r}, only {', '.join(features)}.")
-        if kind is datasets.Image and not isinstance(features[given], kind):
-            raise HfmegaError(f"the column {given} of {dataset} does not hold images.")
-        return given
-    found: list[str] = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        have = f"has no {what} column" if not found else f"has several {what} columns ({', '.join(found)})"
-        raise HfmegaError(
-            f"the dataset {dataset} {have}: name it with --{what}-column (columns: {', '.join(features)})."
-        )
-    return found[0]
 
 
 def digits() -> datasets.DatasetDict:
@@ -132,14 +150,17 @@ def digits() -> datasets.DatasetDict:
     return datasets.DatasetDict({"train": part(slice(DIGITS_TRAIN)), "test": part(slice(DIGITS_TRAIN, None))})
 
 
-def evaluation_split(dataset: Dataset) -> str:
-    """The split that reports are made on: `test`, else a validation split. Raises HfmegaError when there is none."""
+def evaluation_split(dataset: Dataset, ask: str = "name the images to report on with --split") -> str:
+    """The split that reports are made on: `test`, else a validation split whose labels are not hidden.
+
+    Raises HfmegaError when there is none; ask: what the user may do then.
+    """
     for name in EVALUATION_SPLITS:
-        if name in dataset.lengths:
+        if name in dataset.lengths and not hidden(dataset.splits[name], dataset.label_column):
             return name
-    raise HfmegaError(
-        f"the dataset {dataset.id} has only the split(s) {', '.join(dataset.lengths)}: name the images to report on."
-    )
+    unlabelled = [name for name in EVALUATION_SPLITS if name in dataset.lengths]
+    why = f" (the labels of {' and '.join(unlabelled)} are hidden)" if unlabelled else ""
+    raise HfmegaError(f"the dataset {dataset.id} has only the split(s) {', '.join(dataset.lengths)}{why}: {ask}.")
 
 
 def rows_of(dataset: Dataset, spec: str) -> Rows:

@@ -1,12 +1,11 @@
 """Rows of a dataset as tensors: decoded once, in memory or, where they do not fit, in a file that is streamed."""
 
 import hashlib
-import io
 import os
 import shutil
 import sys
 import tempfile
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,17 +18,20 @@ import numpy as np
 import psutil
 import torch
 import torch.utils.data
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hfmega import phases
 from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
+from hfmega.data.labels import LabelMap, match_labels
+from hfmega.data.pixels import decode
 from hfmega.errors import HfmegaError
 from hfmega.models.library import Spec, transform
 from hfmega.rng import permutation
 
-LONGEST: Final = 200  # times the shorter side of an image
+HIDDEN: Final = -1  # the label of images whose label is not published
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,18 @@ class Split:
     """Images of one purpose. images: uint8 [n, channels, height, width]; labels: int64 [n], as the network counts.
 
     Instead of labels there may be the probabilities of a teacher, float32 [n, classes].
+    names: what each output is called, by the dataset where it has a name; notes: what the user should know of them.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     fingerprint: str
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def label_order(classes: Sequence[str], label_names: Sequence[str] | None) -> tuple[list[int] | None, str | None]:
-    """How dataset labels become network outputs: (dataset label -> output, a note for the user), None = as they are.
-
-    The same names in another order are mapped by name; different names are taken in their order, and the note says so.
-    """
-    if not classes or not label_names or list(classes) == list(label_names):
-        return None, None
-    if len(set(label_names)) == len(label_names) and set(classes) == set(label_names):
-        return [list(label_names).index(name) for name in classes], None
-    return None, (
-        f"the network's labels ({', '.join(label_names[:3])}, ...) are not the dataset's "
-        f"({', '.join(classes[:3])}, ...): labels are matched by their number."
-    )
 
 
 def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
@@ -69,18 +59,17 @@ def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
     Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
     """
     pixels, mode = transform(spec), spec.preprocessing.mode
-    order, _ = label_order(dataset.classes, spec.labels)
-    images, labels = room((len(rows), *spec.preprocessing.input_size)), torch.empty(len(rows), dtype=torch.int64)
-    digest = hashlib.sha256()
+    known = match_labels(dataset.classes, spec.labels, spec.classes, f"the dataset {dataset.id}", dataset.by_number)
+    labels = torch.from_numpy(_outputs(dataset, rows, known, spec.classes))
+    images, digest, seen = room((len(rows), *spec.preprocessing.input_size)), hashlib.sha256(), Counter[str]()
     for place, (where, content, label) in enumerate(_read(dataset, rows)):
-        output = order[label] if order and 0 <= label < len(order) else label
-        if not 0 <= output < spec.classes:
-            raise HfmegaError(f"{where} has label {label}, but the network has {spec.classes} classes.")
         digest.update(content + label.to_bytes(8, "little", signed=True))
-        images[place] = pixels(_decode(content, mode, where))
-        labels[place] = output
+        image, remarks = _decode(content, mode, where)
+        images[place] = pixels(image)
+        seen.update(remarks)
         phases.passed(1)
-    return Split(name, images, labels, digest.hexdigest())
+    notes = [f"{count:,} of the {len(rows):,} {name} images have {remark}." for remark, count in seen.items()]
+    return Split(name, images, labels, digest.hexdigest(), known.names, (*([known.note] if known.note else []), *notes))
 
 
 def stratified(split: Split) -> Split:
@@ -95,18 +84,62 @@ def stratified(split: Split) -> Split:
     return replace(split, images=images, labels=split.labels[order])
 
 
+def _outputs(dataset: Dataset, rows: Rows, known: LabelMap, count: int) -> NDArray[np.int64]:
+    """The network's output for each row, read before any image is. Raises HfmegaError for a label without one."""
+    found = np.empty(len(rows), np.int64)
+    for place, (where, label) in enumerate(_labels(dataset, rows)):
+        output = known.output(label)
+        if output is None:
+            raise HfmegaError(f"{where} {_unknown(dataset, label, count)}")
+        found[place] = output
+    return found
+
+
+def _unknown(dataset: Dataset, label: int, count: int) -> str:
+    """What is wrong with a label that the network has no output for."""
+    if label == HIDDEN:
+        return (
+            f"has label {HIDDEN}, but the network has {count} classes: {HIDDEN} hides a label, so name another split."
+        )
+    if 0 <= label < len(dataset.classes) and not dataset.by_number:
+        return (
+            f"is of the class {dataset.classes[label]!r}, which the network does not have: name images of other "
+            "classes, or match labels by their number with --labels-by-number."
+        )
+    return f"has label {label}, but the network has {count} classes."
+
+
+def _labels(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, int]]:
+    """Where each row is, and its label."""
+    words = {name: number for number, name in enumerate(dataset.classes)}
+    for name, inside in _parts(dataset, rows):
+        column = dataset.splits[name].select_columns([dataset.label_column]).with_format(None).select(inside)
+        for row, label in zip(inside, column[dataset.label_column], strict=True):
+            where = f"row {row} of {name} in {dataset.id}"
+            number = words.get(label) if isinstance(label, str) else label
+            if isinstance(number, float) and number.is_integer():
+                number = int(number)
+            if not isinstance(number, int):
+                raise HfmegaError(f"{where} has the label {label!r}, which is not a class number.")
+            yield where, number
+
+
 def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, bytes, int]]:
     """Where each row is, its encoded image and its label."""
+    labels = _labels(dataset, rows)
+    for name, inside in _parts(dataset, rows):
+        part = dataset.splits[name].select_columns([dataset.image_column])
+        part = part.cast_column(dataset.image_column, datasets.Image(decode=False)).select(inside)
+        for example, (where, label) in zip(part, labels, strict=False):
+            yield where, _content(example[dataset.image_column], where), label
+
+
+def _parts(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, Rows]]:
+    """Each split with its own numbers of some rows."""
     for name, start in _starts(dataset.lengths).items():
         inside = rows[(rows >= start) & (rows < start + dataset.lengths[name])] - start
-        part = dataset.splits[name].select_columns([dataset.image_column, dataset.label_column])
-        part = part.cast_column(dataset.image_column, datasets.Image(decode=False)).select(inside)
-        for row, example in zip(inside, part, strict=True):
-            image, label = example[dataset.image_column], example[dataset.label_column]
-            where = f"row {row} of {name} in {dataset.id}"
-            if not isinstance(label, int):
-                raise HfmegaError(f"{where} has the label {label!r}, which is not a class number.")
-            yield where, _content(image, where), label
+        if len(inside):
+            yield name, inside
 
 
 def _content(image: dict[str, Any] | None, where: str) -> bytes:
@@ -123,17 +156,12 @@ def _content(image: dict[str, Any] | None, where: str) -> bytes:
     raise HfmegaError(f"{where} has no image.")
 
 
-def _decode(content: bytes, mode: str, where: str) -> Image.Image:
-    """The pixels. What would take very many of them is refused by its header: PIL's warning is an error here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content))
-            if max(image.size) > LONGEST * min(image.size):  # its shorter side is what is scaled to the network's size
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
-            return image.convert(mode)
-        except Exception as error:  # PIL's decoders raise whatever their parsing comes upon
-            raise HfmegaError(f"{where} is not an image that can be read: {_first_line(error)}") from error
+def _decode(content: bytes, mode: str, where: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The pixels, and what the user should know of them; an image that cannot be read is one sentence."""
+    try:
+        return decode(content, mode)
+    except Exception as error:  # PIL's decoders raise whatever their parsing comes upon
+        raise HfmegaError(f"{where} is not an image that can be read: {_first_line(error)}") from error
 
 
 ROOM: Final = 0.5  # of what is free of a memory is for the images of a split

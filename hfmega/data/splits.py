@@ -13,6 +13,8 @@ from hfmega.rng import permutation
 from hfmega.settings import SplitRequest
 
 CALIBRATION_IMAGES: Final = 1000
+NONE: Final = np.empty(0, np.int64)
+ASK_TEST: Final = "name the images of the report with --test-split"
 
 
 @dataclass(frozen=True)
@@ -56,24 +58,34 @@ def plan_splits(
     *,
     distills: bool = False,
     chooses: bool = True,
+    tests: bool = True,
 ) -> SplitPlan:
     """Choose what the user left open: from the sources' training records, else as for foreign checkpoints.
 
     With records, fitness images are those that no source was trained on, calibration images those that all were, and
     the test split is whole. Foreign checkpoints may have seen all of `train`: half of the test split is fitness.
     The same request draws the same images always, so that searches with other seeds are compared on the same ones.
-    distills: unlabelled images are wanted too; chooses: whether any image steers or chooses something.
+    What is chosen here never overlaps what the user named, unless that is asked for.
+    distills: unlabelled images are wanted too; chooses: whether any image steers or chooses something; tests: whether
+    there is a report.
     Raises HfmegaError for an empty split, or overlapping ones without `allow_leak`.
     """
     known = [r for r in records if r is not None and same_dataset(dataset.id, r["dataset"])]
     if len(known) < len(records):
         known = []
-    slice_, notes = _fitness(dataset, known, request) if chooses else (np.empty(0, np.int64), [])
+    named = _named(dataset, request)
+    slice_, notes = _fitness(dataset, known, request, named) if chooses else (NONE, [])
     fitness = _draw(slice_, request.fitness_images or len(slice_), 0, "fitness")
     pool = _calibration_pool(dataset, known, request, slice_)
+    if not request.calibration and not request.allow_leak and len(np.intersect1d(pool, named["test"])):
+        drawn = _draw(pool, len(pool) if distills else CALIBRATION_IMAGES, 0, "calibration")
+        pool = np.setdiff1d(pool, named["test"]) if len(np.intersect1d(drawn, named["test"])) else pool
     calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
-    test = _test(dataset, request, np.union1d(slice_, calibration))
-    unlabelled = _unlabelled(dataset, request, pool) if distills else np.empty(0, np.int64)
+    used = np.union1d(slice_, calibration)
+    test = (
+        _test(dataset, request, used if request.allow_leak else np.union1d(used, named["distill"])) if tests else NONE
+    )
+    unlabelled = _unlabelled(dataset, request, pool) if distills else NONE
     order = permutation(len(fitness), 0, "confirm")
     confirm = round(len(fitness) * request.confirm_share)
     if chooses and not 0 <= confirm < len(fitness):
@@ -93,16 +105,39 @@ def plan_splits(
     )
 
 
-def _fitness(dataset: Dataset, known: Sequence[Mapping[str, Any]], request: SplitRequest) -> tuple[Rows, list[str]]:
+def _named(dataset: Dataset, request: SplitRequest) -> dict[str, Rows]:
+    """Purpose to the rows that the user named for it."""
+    asked = {"fitness": request.fitness, "calibration": request.calibration, "test": request.test}
+    return {p: rows_of(dataset, s) if s else NONE for p, s in {**asked, "distill": request.distill}.items()}
+
+
+def _fitness(
+    dataset: Dataset, known: Sequence[Mapping[str, Any]], request: SplitRequest, named: Mapping[str, Rows]
+) -> tuple[Rows, list[str]]:
     if request.fitness:
-        return np.unique(rows_of(dataset, request.fitness)), []
-    shared = _shared(dataset, known, "held_out_split")
+        return np.unique(named["fitness"]), []
+    taken = NONE if request.allow_leak else reduce(np.union1d, named.values())
+    shared = np.setdiff1d(_shared(dataset, known, "held_out_split"), taken)
     if len(shared):
         return shared, []
-    split = evaluation_split(dataset)
+    split = evaluation_split(dataset, _ask(request))
     why = "the sources share no held-out images" if known else "the sources have no training record for this dataset"
-    note = f"{why}: {split}[:50%] is used for fitness, the rest of {split} for the report."
-    return rows_of(dataset, f"{split}[:50%]"), [note]
+    for slice_ in (f"{split}[:50%]", split):
+        rows = rows_of(dataset, slice_)
+        free = np.setdiff1d(rows, taken)
+        if len(free):
+            rest = "" if request.test else f", the rest of {split} for the report"
+            what = slice_ if len(free) == len(rows) else f"what is left of {slice_}"
+            return free, [f"{why}: {what} is used for fitness{rest}."]
+    raise HfmegaError(f"the named images leave none of {split} to steer the search: name some with --fitness-split.")
+
+
+def _ask(request: SplitRequest) -> str:
+    """What to name where the dataset has no split of its own for reports."""
+    fitness, test = ("the images that steer the search with --fitness-split", "those of the report with --test-split")
+    if request.test:
+        return f"name {fitness} (those of the report are named)"
+    return f"name {fitness} and {test}, e.g. train[:50%] and train[50%:]"
 
 
 def _calibration_pool(
@@ -126,7 +161,7 @@ def _unlabelled(dataset: Dataset, request: SplitRequest, pool: Rows) -> Rows:
 def _test(dataset: Dataset, request: SplitRequest, used: Rows) -> Rows:
     if request.test:
         return np.unique(rows_of(dataset, request.test))
-    rest = np.setdiff1d(rows_of(dataset, evaluation_split(dataset)), used)
+    rest = np.setdiff1d(rows_of(dataset, evaluation_split(dataset, ASK_TEST)), used)
     if len(rest) == 0:
         raise HfmegaError("fitness and calibration take every test image: name fewer of them, or another --test-split.")
     return rest
@@ -135,7 +170,7 @@ def _test(dataset: Dataset, request: SplitRequest, used: Rows) -> Rows:
 def _shared(dataset: Dataset, known: Sequence[Mapping[str, Any]], key: str) -> Rows:
     """The rows that this entry of every record names."""
     parts = [rows_of(dataset, record[key]) for record in known if record.get(key)]
-    return reduce(np.intersect1d, parts) if parts and len(parts) == len(known) else np.empty(0, np.int64)
+    return reduce(np.intersect1d, parts) if parts and len(parts) == len(known) else NONE
 
 
 def _draw(rows: Rows, count: int, *key: object) -> Rows:

@@ -19,7 +19,10 @@ from hfmega.weights.sources import mix
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `hfmega evaluate` reports of a checkpoint on a split. loss in nats; per_class: class name to accuracy."""
+    """What `hfmega evaluate` reports of a checkpoint on a split. loss in nats; per_class: class name to accuracy.
+
+    notes: what the user should know of labels and images.
+    """
 
     accuracy: float
     interval: tuple[float, float]
@@ -28,6 +31,7 @@ class Evaluation:
     total: int
     split: str
     per_class: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.device) -> Tensor:
@@ -45,7 +49,6 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, chosen: str) -
     split = load_split(dataset, rows, checkpoint.spec, chosen)
     phases.begin("test", len(rows))
     judged = answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
-    names = checkpoint.spec.labels or dataset.classes
     classes = split.labels.unique().tolist()
     return Evaluation(
         accuracy=judged.accuracy,
@@ -54,8 +57,6 @@ def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, chosen: str) -
         correct=int(judged.correct.sum()),
         total=len(split),
         split=chosen,
-        per_class={
-            str(names[c] if c < len(names) else c): float(judged.correct[split.labels.numpy() == c].mean())
-            for c in classes
-        },
+        per_class={split.names[c]: float(judged.correct[split.labels.numpy() == c].mean()) for c in classes},
+        notes=split.notes,
     )

@@ -10,11 +10,25 @@ from huggingface_hub import (
     parse_hf_uri,
 )
 from huggingface_hub.errors import (
+    GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
 )
 
-from hfmega.errors import SourceError
-from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, LINEAGE, PREPROCESSOR, RECIPE, REPORT, STATISTICS, WEIGHTS
+from hfmega.errors import HubError, SourceError
+from hfmega.folder import (
+    CARD,
+    CONFIG,
+    EVAL_RESULTS,
+    LINEAGE,
+    PREPROCESSOR,
+    RECIPE,
+    REPORT,
+    STATISTICS,
+    WEIGHTS,
+    like_a_path,
+)
 from hfmega.hub.client import Remote, pin
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
@@ -30,19 +44,27 @@ def pull(source: str) -> Checkpoint:
     Raises SourceError or HubError for what cannot be had, is only a pickle, or has a config that cannot be read.
     """
     if _is_local(source):
-        return from_folder(Path(source))
+        return from_folder(Path(source).expanduser())
     repo_id, revision = parse(source)
     try:
         return _from_hub(repo_id, revision)
     except CLIENT_ERRORS as error:
-        raise explained(error, repo_id, revision) from error
+        raise _nowhere(explained(error, repo_id, revision), source, error) from error
+
+
+def _nowhere(problem: HubError, source: str, error: Exception) -> HubError:
+    """What to say of a source that the Hub does not have either: it may have been meant as a folder."""
+    missing = isinstance(error, RepositoryNotFoundError | LocalEntryNotFoundError)
+    if not missing or isinstance(error, GatedRepoError) or source.startswith("hf://"):
+        return problem
+    return HubError(f"there is no folder {source}, and {problem}")
 
 
 def _is_local(source: str) -> bool:
     """Whether a source is a folder, or is written like one."""
     if source.startswith("hf://"):
         return False
-    return Path(source).is_dir() or source.startswith((".", "/", "~")) or source.count("/") != 1
+    return Path(source).is_dir() or source.count("/") != 1 or like_a_path(source)
 
 
 def parse(source: str) -> tuple[str, str | None]:
@@ -131,13 +153,13 @@ def preview(source: str) -> Preview:
     The sha256 of a Hub source is empty: its weights are not here.
     """
     if _is_local(source):
-        return Preview(from_folder(Path(source)), 0)
+        return Preview(from_folder(Path(source).expanduser()), 0)
     repo_id, revision = parse(source)
     try:
         remote = pin(repo_id, revision)
         config, shards = fetch_config(remote), remote.shards()
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:
-        raise explained(error, repo_id, revision) from error
+        raise _nowhere(explained(error, repo_id, revision), source, error) from error
     checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_spec(config, repo_id))
     return Preview(checkpoint, missing)

@@ -20,7 +20,7 @@ from hfmega.merging.controls import EPOCHS, LEARNING_RATES
 from hfmega.merging.last_mile import rates
 from hfmega.merging.lesson import BATCH_SIZE, epochs_of, scheduled
 from hfmega.merging.pairing import Node, plan
-from hfmega.merging.prepare import choose_dataset, looked_at
+from hfmega.merging.prepare import choose_dataset, columns_of, looked_at
 from hfmega.models.fit import seconds_per_step
 from hfmega.models.library import Spec, build, has_statistics, normalizer, parameters_of, sizes, state_of
 from hfmega.phases import spoken
@@ -54,7 +54,7 @@ def estimate(settings: MergeSettings) -> Estimate:
     """
     previews = [pull.preview(source) for source in settings.pulled]
     checkpoints = [preview.checkpoint for preview in previews]
-    dataset, download = describe(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
+    dataset, download = describe(choose_dataset(settings, checkpoints), *columns_of(settings))
     rows = plan_splits(
         dataset,
         [c.record for c in checkpoints],

@@ -14,6 +14,7 @@ def evaluation_target(
     split: str | None,
     image_column: str | None,
     label_column: str | None,
+    labels_by_number: bool = False,
 ) -> tuple[Checkpoint, Dataset, str]:
     """Find a checkpoint, and the dataset and slice to evaluate it on: of a merge those of its report, unless named.
 
@@ -25,7 +26,7 @@ def evaluation_target(
     if dataset is None:
         recorded = made.data.id if made else (checkpoint.record or {}).get("dataset", DEFAULT_DATASET)
         dataset = read_places(checkpoint.folder).get("dataset", recorded) if made else recorded
-    opened = open_dataset(dataset, image_column, label_column)
+    opened = open_dataset(dataset, image_column, label_column, labels_by_number)
     if split is None:
         split = made.data.splits["test"].slice if made and opened.id == made.data.id else evaluation_split(opened)
     return checkpoint, opened, split

@@ -18,7 +18,7 @@ from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
-from hfmega.merging.prepare import choose_dataset
+from hfmega.merging.prepare import choose_dataset, columns_of
 from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.models.trace import spaces_of
 from hfmega.output import Output
@@ -45,12 +45,15 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     except SourceError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
     spec, names = checkpoints[0].spec, [checkpoint.name for checkpoint in checkpoints]
-    dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
-    plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits)
+    dataset = open_dataset(choose_dataset(settings, checkpoints), *columns_of(settings))
+    plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits, tests=False)
     phases.begin("images", len(plan.search_rows) + len(plan.calibration_rows), "reads")
     load = partial(load_split, dataset, spec=spec)
     images = load(plan.search_rows, name="search")
     calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
+    notes = dict.fromkeys((*plan.notes, *images.notes, *(calibration.notes if calibration else ())))
+    for note in notes:
+        output.say(note)
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
     phases.plan(ahead(len(names), len(images), len(calibration or ()), has_statistics(spec)))
     phases.begin("each source")
@@ -75,7 +78,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
         ensemble_accuracy=together(every, len(names), ways, images),
         split=plan.fitness,
         images=len(images),
-        notes=(*plan.notes, *spaces_of(spec).notes),
+        notes=(*notes, *spaces_of(spec).notes),
     )
     return replace(found, advice=advise(found, best))
 

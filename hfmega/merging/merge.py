@@ -59,7 +59,7 @@ def finished_merge(asked: MergeSettings) -> Lineage | None:
         return None
     made = lineage.read(asked.output / LINEAGE)
     wanted = {**recorded(asked), "calibrate": made.settings.get("calibrate")}
-    earlier = {"patience": EARLIER["patience"] if asked.searches else wanted["patience"]}
+    earlier = {"patience": EARLIER["patience"] if asked.searches else wanted["patience"], "labels_by_number": False}
     if earlier | made.settings != wanted or len(made.sources) != len(asked.pulled):
         raise other_settings(asked.output)
     return made

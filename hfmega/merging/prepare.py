@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega import phases
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, Rows, open_dataset
-from hfmega.data.images import Split, label_order, load_split, stratified
+from hfmega.data.images import Split, load_split, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
 from hfmega.errors import SettingsError
 from hfmega.evaluation.evaluator import Evaluator
@@ -101,7 +101,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     if len(states) > 1:
         output.say(outlook(loosest(states), statistics))
     with state.main_process_first():
-        dataset = open_dataset(choose_dataset(settings, checkpoints), settings.image_column, settings.label_column)
+        dataset = open_dataset(choose_dataset(settings, checkpoints), *columns_of(settings))
     plan = plan_splits(
         dataset,
         [c.record for c in checkpoints],
@@ -112,9 +112,9 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     reads = looked_at(plan, settings, statistics)
     phases.begin("images", sum(map(len, reads.values())), "reads")
     splits = {purpose: load_split(dataset, rows, spec, purpose) for purpose, rows in reads.items()}
-    _, label_note = label_order(dataset.classes, spec.labels)
     alignment = aligned(settings, spec, states, splits.get("calibration"))
-    notes += [*plan.notes, *([label_note] if label_note else []), *alignment.notes]
+    seen = [note for split in splits.values() for note in split.notes]
+    notes += [*plan.notes, *dict.fromkeys(seen), *alignment.notes]
     for note in (*notes, *([plan.leak] if plan.leak else [])):
         output.say(note)
     output.say(f"{', '.join(f'{len(split):,} {purpose}' for purpose, split in splits.items())} images")
@@ -142,6 +142,11 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         alignment,
         tuple(notes),
     )
+
+
+def columns_of(settings: MergeSettings) -> tuple[str | None, str | None, bool]:
+    """What the settings say of the columns of a dataset, as `open_dataset` takes it."""
+    return settings.image_column, settings.label_column, settings.labels_by_number
 
 
 def no_calibration(settings: MergeSettings, spec: Spec, statistics: bool) -> str:

@@ -69,9 +69,8 @@ def report(
     references = [reference(rival.name, rival.kind, a, rival.members) for rival, a in zip(single, judged, strict=True)]
     references += [reference(name, "ensemble", a) for name, a in together]
     result = judge(sha256, chosen, merged, single, judged, trained is not None)
-    names = job.spec.labels or job.dataset.classes
     rival, best = best_of(single, judged)
-    per_class = by_class(names, job.test.labels, merged, best)
+    per_class = by_class(job.test.names, job.test.labels, merged, best)
     disagreements = (int((merged.correct & ~best.correct).sum()), int((best.correct & ~merged.correct).sum()))
     if not job.settings.no_images:
         thumbnails.write(disagreeing(job, said, merged, rival.recipe, best), folder)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hfmega.data.pixels import as_seen
 from hfmega.hub.pull import pull
 from hfmega.hub.push import Push
 from hfmega.merging.publish import publish
@@ -60,7 +61,7 @@ class Merge:
         spec = pull(str(self.folder)).spec
         pixels, normalize = library.transform(spec), library.normalizer(spec, torch.device("cpu"))
         mode = spec.preprocessing.mode
-        return lambda image: normalize(pixels(image.convert(mode))[None])[0]
+        return lambda image: normalize(pixels(as_seen(image, mode))[None])[0]
 
     def push_to_hub(
         self, repo_id: str, push_anyway: bool = False, push_sources: bool = False, **how: Any

@@ -14,7 +14,16 @@ from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
 from hfmega.settings import UPDATE_BN, MergeSettings, SplitRequest, default_folder, understood, unknown
 
-NAMES: Final = ("dataset", "image_column", "label_column", "calibration_split", "test_split", "no_images", "overwrite")
+NAMES: Final = (
+    "dataset",
+    "image_column",
+    "label_column",
+    "labels_by_number",
+    "calibration_split",
+    "test_split",
+    "no_images",
+    "overwrite",
+)
 
 
 def update_bn(settings: MergeSettings, output: Output) -> Lineage | None:

@@ -1,7 +1,7 @@
 """Replay as proof: is a published merge what its lineage and its card say? Every claim is made again and compared."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -13,6 +13,7 @@ from torch import Tensor
 from hfmega import folder, phases
 from hfmega.data.dataset import Dataset, open_dataset
 from hfmega.data.images import Split, load_split
+from hfmega.data.labels import matched_before
 from hfmega.data.splits import plan_splits
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import SIGNIFICANCE, Answers, answers, compare, compare_losses, wilson
@@ -253,7 +254,10 @@ def open_merge_dataset(merge: Merge, dataset: str | None) -> Dataset:
     settings = merge.lineage.settings
     name = dataset or read_places(merge.folder).get("dataset") or merge.lineage.data.id
     image, label = (settings.get(key) for key in ("image_column", "label_column"))
-    return open_dataset(name, image and str(image), label and str(label))
+    opened = open_dataset(name, image and str(image), label and str(label))
+    labels = merge.checkpoint.spec.labels
+    by_number = settings.get("labels_by_number", matched_before(opened.classes, labels))
+    return replace(opened, by_number=bool(by_number))
 
 
 def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Split]:
@@ -294,7 +298,8 @@ def same_images(made: Lineage, splits: Mapping[str, Split]) -> str:
         require(found is not None, f"there are no {purpose} images")
         assert found is not None
         require(found.fingerprint == entry.fingerprint, f"the {purpose} images are not those of the lineage")
-    return ", ".join(f"{len(split):,} {purpose}" for purpose, split in splits.items())
+    counts = ", ".join(f"{len(split):,} {purpose}" for purpose, split in splits.items())
+    return "; ".join([counts, *dict.fromkeys(note for split in splits.values() for note in split.notes)])
 
 
 def same_statistics(merge: Merge, network: Network) -> str:

@@ -38,7 +38,7 @@ def merge_metadata(lineage: Lineage, library: CardFacts) -> ModelCardData:
     evaluation = EvalResult(
         dataset_split=split_name(lineage.data.splits["test"].slice),
         dataset_revision=lineage.data.revision,
-        **evaluated_on(lineage.data.id, lineage.result.accuracy),
+        **evaluated_on(hub_id(lineage.data.id), lineage.result.accuracy),
     )
     return ModelCardData(
         model_name=f"{lineage.architecture}.{'merged' if merged else 'kept' if lineage.stands else 'derived'}",
@@ -46,7 +46,7 @@ def merge_metadata(lineage: Lineage, library: CardFacts) -> ModelCardData:
         tags=[*tags(library), *(["merge"] if merged else [])],
         base_model=bases or None,
         base_model_relation=relation,
-        datasets=[lineage.data.id] if is_on_hub(lineage.data) else None,
+        datasets=[hub_id(lineage.data.id)] if is_on_hub(lineage.data) else None,
         metrics=["accuracy"],
         eval_results=[evaluation],
         library_name=library.library_name,
@@ -62,7 +62,7 @@ def eval_results(lineage: Lineage) -> str | None:
         return None
     result, test = lineage.result, lineage.data.splits["test"]
     entry = EvalResultEntry(
-        dataset_id=lineage.data.id,
+        dataset_id=hub_id(lineage.data.id),
         task_id="default",
         value=round(result.accuracy, 4),
         dataset_revision=lineage.data.revision,
@@ -87,14 +87,14 @@ def source_metadata(spec: Spec, held_out: Evaluation | None) -> ModelCardData:
     record, library = spec.record or {}, card_facts(spec)
     evaluations = []
     if held_out:
-        known = evaluated_on(record["dataset"], held_out.accuracy)
+        known = evaluated_on(hub_id(record["dataset"]), held_out.accuracy)
         evaluations.append(EvalResult(dataset_split=split_name(held_out.split), **known))
     return ModelCardData(
         model_name=f"{spec.architecture}.s{record['seed']}",
         library_name=library.library_name,
         pipeline_tag="image-classification",
         tags=tags(library),
-        datasets=[record["dataset"]] if "/" in record["dataset"] else None,
+        datasets=[hub_id(record["dataset"])] if "/" in record["dataset"] else None,
         metrics=["accuracy"],
         eval_results=evaluations or None,
     )
@@ -112,6 +112,11 @@ def evaluated_on(dataset: str, accuracy: float) -> dict[str, Any]:
         "metric_name": "Accuracy",
         "metric_value": round(accuracy, 4),
     }
+
+
+def hub_id(dataset: str) -> str:
+    """The id of a dataset without its configuration (`ID:CONFIG`)."""
+    return dataset.partition(":")[0]
 
 
 def is_on_hub(data: DataEntry) -> bool:

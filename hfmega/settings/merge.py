@@ -78,6 +78,9 @@ class MergeSettings:
     splits: SplitRequest = field(default_factory=SplitRequest)
     image_column: str | None = said("Image column.", "Data", None, metavar="C", usual="the one of type Image")
     label_column: str | None = said("Label column.", "Data", None, metavar="C", usual="the one of type ClassLabel")
+    labels_by_number: bool = said(
+        "Take a label's number for the network's output, whatever the names of both say.", "Data", False
+    )
     report_to: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = said(
         "Follow the search with one of Accelerate's trackers.", "Output", "none", recorded=False
     )

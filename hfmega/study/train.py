@@ -48,6 +48,7 @@ class TrainSettings:
     dataset: str = "uoft-cs/cifar10"
     image_column: str | None = None
     label_column: str | None = None
+    labels_by_number: bool = False
     train_split: str = "train[10%:]"
     epochs: int = 50
     batch_size: int = 256
@@ -96,7 +97,7 @@ def train(settings: TrainSettings, output: Output) -> Trained:
     Raises HfmegaError for anything that stands in the way.
     """
     check_output(settings.output, WEIGHTS, settings.overwrite)
-    dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column)
+    dataset = open_dataset(settings.dataset, settings.image_column, settings.label_column, settings.labels_by_number)
     spec, start = starting_point(settings, dataset)
     updates = settings.update_bn and library.has_statistics(spec)
     record = make_record(settings, dataset) | ({"update_bn": True} if updates else {})
@@ -105,6 +106,8 @@ def train(settings: TrainSettings, output: Output) -> Trained:
     images = load_split(dataset, rows, spec, "train")
     phases.plan(ahead(settings, len(rows), len(rows_of(dataset, held_out)) if held_out else 0, updates))
     device = processes().device
+    for note in images.notes:
+        output.say(note)
     output.say(
         f"training {spec.architecture} on {record['train_split']} ({len(images):,} images), device {device.type}"
     )

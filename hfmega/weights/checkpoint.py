@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from hfmega.models.library import Spec
 from hfmega.models.library import read as read_spec
 from hfmega.weights.shards import INDEX, read_index, shards_of
 from hfmega.weights.tensors import read_tensors
+
+MAYBE_ID: Final = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,15 @@ class Checkpoint:
 
 
 def from_folder(folder: Path) -> Checkpoint:
+    if folder.is_file():
+        raise SourceError(f"{folder} is a file: a source is the folder of its {CONFIG} and {WEIGHTS}.")
     if not folder.is_dir():
-        raise SourceError(f"there is no folder {folder}, and it is not a Hub id (user/name).")
+        hub = f"; the repository of that name on the Hub is hf://{folder.as_posix()}"
+        raise SourceError(
+            f"there is no folder {folder}"
+            + (hub if MAYBE_ID.fullmatch(folder.as_posix()) else ", and it is not a Hub id (user/name)")
+            + "."
+        )
     files = {path.name for path in folder.iterdir()}
     require_safetensors(str(folder), files)
     spec = read_spec(folder / CONFIG, str(folder))

@@ -200,7 +200,6 @@ def test_fitness_that_takes_every_test_image_is_refused() -> None:
         ({"fitness": "test[:600]", "test": "test[500:]"}, 100, "fitness", "test"),
         ({"fitness": "train[:600]", "calibration": "train[590:]"}, 10, "fitness", "calibration"),
         ({"calibration": "test[900:]", "test": "test[500:]"}, 100, "calibration", "test"),
-        ({"test": "test"}, 500, "fitness", "test"),
     ],
 )
 def test_an_overlap_is_refused_with_the_names_of_both_splits(

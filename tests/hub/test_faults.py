@@ -232,7 +232,7 @@ def test_no_network_is_one_sentence(
     assert reply.text.startswith("the connection to the Hub failed for ann/source (")
     offline = client.ask({**environment, "HF_HUB_OFFLINE": "1"}, PULL, {})
     table.append(("offline, with a cold cache", said(offline)))
-    assert (offline.error, offline.text.partition(",")[0]) == ("HubError", "ann/source is not in the cache")
+    assert (offline.error, offline.text.partition(",")[0]) == ("HubError", "there is no folder ann/source")
 
 
 def test_a_folder_that_is_there_already_makes_no_commit(
