@@ -24,6 +24,7 @@ unlicense wtfpl zlib
 """
 SLICE: Final = re.compile(r"([\w.-]+)(?:\[[^\[\]]*\])?", re.ASCII)
 LICENSES: Final = frozenset(LICENSE_IDS.split())
+CONFIGURED: Final = re.compile(r"([\w.-]+/[\w.-]+):[\w.-]+", re.ASCII)
 
 
 def merge_metadata(lineage: Lineage, library: CardFacts) -> ModelCardData:
@@ -116,7 +117,8 @@ def evaluated_on(dataset: str, accuracy: float) -> dict[str, Any]:
 
 def hub_id(dataset: str) -> str:
     """The id of a dataset without its configuration (`ID:CONFIG`)."""
-    return dataset.partition(":")[0]
+    configured = CONFIGURED.fullmatch(dataset)
+    return configured[1] if configured else dataset
 
 
 def is_on_hub(data: DataEntry) -> bool:
