@@ -31,6 +31,7 @@ from hfmega.errors import HfmegaError
 from hfmega.models.library import Spec, transform
 from hfmega.rng import permutation
 
+UNLABELLED: Final = ("calibration", "distill")  # purposes
 HIDDEN: Final = -1  # the label of images whose label is not published
 
 
@@ -56,11 +57,12 @@ class Split:
 def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
     """Decode and preprocess rows once, as the network takes them (size, crop, interpolation).
 
+    name: the purpose; of UNLABELLED ones no label is used, so that it may be hidden, or of another class: it is 0 then.
     Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
     """
     pixels, mode = transform(spec), spec.preprocessing.mode
     known = match_labels(dataset.classes, spec.labels, spec.classes, f"the dataset {dataset.id}", dataset.by_number)
-    labels = torch.from_numpy(_outputs(dataset, rows, known, spec.classes))
+    labels = torch.from_numpy(_outputs(dataset, rows, known, spec.classes, name in UNLABELLED))
     images, digest, seen = room((len(rows), *spec.preprocessing.input_size)), hashlib.sha256(), Counter[str]()
     for place, (where, content, label) in enumerate(_read(dataset, rows)):
         digest.update(content + label.to_bytes(8, "little", signed=True))
@@ -84,14 +86,17 @@ def stratified(split: Split) -> Split:
     return replace(split, images=images, labels=split.labels[order])
 
 
-def _outputs(dataset: Dataset, rows: Rows, known: LabelMap, count: int) -> NDArray[np.int64]:
-    """The network's output for each row, read before any image is. Raises HfmegaError for a label without one."""
+def _outputs(dataset: Dataset, rows: Rows, known: LabelMap, count: int, unused: bool) -> NDArray[np.int64]:
+    """The network's output for each row, read before any image is; unused: whether it may be missing.
+
+    Raises HfmegaError for a label without one.
+    """
     found = np.empty(len(rows), np.int64)
     for place, (where, label) in enumerate(_labels(dataset, rows)):
         output = known.output(label)
-        if output is None:
+        if output is None and not unused:
             raise HfmegaError(f"{where} {_unknown(dataset, label, count)}")
-        found[place] = output
+        found[place] = output or 0
     return found
 
 

@@ -272,3 +272,67 @@ def test_a_folder_stands_for_the_hub_dataset_of_its_name(name: str, recorded: st
 def test_records_are_used_for_a_folder_of_the_same_dataset() -> None:
     found = plan([record("train[:600]", "train[600:]")] * 2, toy("toy", train=3000, test=1000))
     assert (found.fitness, found.notes) == ("train[:600]", ())
+
+
+ONE = toy(train=200)
+BOTH = r"--fitness-split and those of the report with --test-split"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "request_", "expected"),
+    [
+        (TOY, {"test": "test[:100]"}, {"search": (3100, 3500), "test": (3000, 3100)}),
+        (TOY, {"test": "test[:600]"}, {"search": (3600, 4000), "test": (3000, 3600)}),
+        (TOY, {"calibration": "test[:500]"}, {"search": (3500, 3750), "test": (3750, 4000)}),
+        (TOY, {"distill": "test[250:750]"}, {"search": (3000, 3250), "test": (3250, 4000)}),
+        (TOY, {"fitness": "test[:500]", "test": "train[:2500]"}, {"calibration": (2500, 3000)}),
+        (ONE, {"fitness": "train[:50%]", "test": "train[50%:]"}, {"search": (0, 100), "test": (100, 200)}),
+        (ONE, {"fitness": "train[:20]", "test": "train[50:]"}, {"calibration": (20, 50), "test": (50, 200)}),
+        (toy(test=90), {"test": "test[:30]"}, {"search": (30, 45), "test": (0, 30)}),
+    ],
+)
+def test_what_is_chosen_never_overlaps_what_is_named(
+    dataset: Dataset, request_: dict[str, str], expected: dict[str, tuple[int, int]]
+) -> None:
+    if "distill" in request_:
+        expected = {"search": (3000, 3250)}
+    found = plan_splits(dataset, FOREIGN, SplitRequest(confirm_share=0.0, **request_), distills="distill" in request_)
+    for purpose, (first, last) in expected.items():
+        assert np.array_equal(found.rows[purpose], np.arange(first, last)), purpose
+    assert found.leak is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "request_", "asked"),
+    [
+        (ONE, {}, BOTH),
+        (ONE, {"calibration": "train[:9]"}, BOTH),
+        (ONE, {"test": "train[50%:]"}, r"--fitness-split \(those of the report are named\)\.$"),
+        (ONE, {"fitness": "train[:50%]"}, r"name the images of the report with --test-split\.$"),
+        (TOY, {"test": "test"}, r"leave none of test to steer the search: name some with --fitness-split\.$"),
+        (TOY, {"calibration": "test"}, r"leave none of test to steer the search"),
+    ],
+)
+def test_only_what_is_missing_is_asked_for(dataset: Dataset, request_: dict[str, str], asked: str) -> None:
+    with pytest.raises(HfmegaError, match=asked):
+        plan(dataset=dataset, **request_)
+
+
+def with_labels(**labels: list[int | None]) -> Dataset:
+    parts = {name: datasets.Dataset.from_dict({"label": values}) for name, values in labels.items()}
+    return Dataset("ann/toy", None, datasets.DatasetDict(parts), "image", "label", ("a", "b"))
+
+
+@pytest.mark.parametrize("hidden", [[-1] * 4, [None] * 4])
+def test_a_split_that_hides_its_labels_is_not_reported_on(hidden: list[int | None]) -> None:
+    seen = with_labels(train=[0, 1], test=hidden, validation=[0, 1, 1])
+    assert evaluation_split(seen) == "validation"
+    assert plan(dataset=seen).test.startswith("validation")
+    with pytest.raises(HfmegaError, match=r"split\(s\) train, test \(the labels of test are hidden\): name the images"):
+        evaluation_split(with_labels(train=[0, 1], test=hidden))
+    assert evaluation_split(with_labels(test=[-1, 0])) == "test"
+
+
+def test_without_a_report_no_test_images_are_asked_for() -> None:
+    found = plan_splits(ONE, FOREIGN, SplitRequest(fitness="train[:50]"), tests=False)
+    assert (len(found.test_rows), len(found.search_rows) + len(found.confirm_rows)) == (0, 50)

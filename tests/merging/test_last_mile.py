@@ -201,8 +201,9 @@ def test_a_training_that_helps_nothing_leaves_the_start_as_it_is(
 
 def test_images_of_the_test_or_the_search_may_not_teach(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
     for split, other in (("test[:9]", "test"), ("train[:9]", "fitness")):
+        named = replace(SPLITS, fitness="train[:400]", test="test[:200]", distill=split)
         with pytest.raises(HfmegaError, match=f"9 images are in both the .*{other}"):
-            run(tiny_sources, tmp_path / "out", splits=replace(SPLITS, distill=split))
+            run(tiny_sources, tmp_path / "out", splits=named)
 
 
 def test_a_last_mile_needs_confirm_images_and_constants_that_train() -> None:
