@@ -93,6 +93,31 @@ def test_local_sources_that_stay_at_home_are_said_to(
     assert run("verify", tmp_path / "out", "--json", environment=environment).json["verified"]
 
 
+def test_the_report_is_published_only_when_asked_for_and_its_images_only_by_name(
+    hub: Hub, environment: dict[str, str], tiny_sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run("merge", *tiny_sources, *AVERAGE, "-o", tmp_path / "out", environment=environment)
+    own = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png" in own  # the average is worse than either source: they disagree
+    elsewhere = hub.environment(tmp_path / "other", "hf_ann")
+
+    def published(*flags: str) -> str:
+        assert run("push", tmp_path / "out", "ann/avg", "--push-sources", *flags, environment=environment).code == 0
+        code = "from pathlib import Path\nthere = 'report.html' in api.list_repo_files(name)\n"
+        code += "value = Path(api.hf_hub_download(name, 'report.html')).read_text() if there else ''"
+        return str(client.ask(elsewhere, code, {"name": "ann/avg"}).value)
+
+    assert published() == ""
+    plain = published("--push-report")
+    assert "hfmega replay ann/avg" in plain
+    assert "data:image" not in plain
+    assert published("--push-images").count("data:image/png") == own.count("data:image/png")
+    assert run("verify", "ann/avg", "--json", environment=elsewhere).json["verified"]
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("data:image/png") == own.count(
+        "data:image/png"
+    )
+
+
 @pytest.mark.parametrize(("token", "repo_id"), [("hf_reader", "ann/new"), ("hf_ann", "bob/new")])
 def test_who_may_not_write_hears_it_before_anything_is_computed(
     hub: Hub, tiny_sources: tuple[Path, Path], tmp_path: Path, token: str, repo_id: str
