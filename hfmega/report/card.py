@@ -6,12 +6,11 @@ Names, notes and licenses come from outside: the templates write them only throu
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfmega import __version__
-from hfmega.evaluation.checkpoint import Evaluation
 from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, write_atomically
 from hfmega.models.library import Spec, card_facts
 from hfmega.report import wording
@@ -19,6 +18,9 @@ from hfmega.report.command import command, configuration
 from hfmega.report.lineage import ClassEntry, Lineage, Reference, Result
 from hfmega.report.markdown import block, code, inert, number, percent, short
 from hfmega.report.metadata import eval_results, merge_metadata, source_metadata
+
+if TYPE_CHECKING:  # importing it imports datasets and timm
+    from hfmega.evaluation.checkpoint import Evaluation
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FIGURES: Final = "figures"
@@ -83,7 +85,7 @@ def shown_classes(entries: Sequence[ClassEntry]) -> tuple[list[ClassEntry], int]
     return ranked[:CLASSES], len(entries) - CLASSES
 
 
-def write_source_card(spec: Spec, held_out: Evaluation | None, folder: Path) -> None:
+def write_source_card(spec: Spec, held_out: "Evaluation | None", folder: Path) -> None:
     """Write the model card of a checkpoint that hfmega trained; `held_out` is None when no images were held out."""
     metadata = source_metadata(spec, held_out)
     text = render(

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from hfmega.evaluation.checkpoint import Evaluation
 from hfmega.models.library import CardFacts, Spec, card_facts
 from hfmega.report.lineage import DataEntry, Lineage, SourceEntry
+
+if TYPE_CHECKING:  # importing it imports datasets and timm
+    from hfmega.evaluation.checkpoint import Evaluation
 
 # The identifiers that the Hub knows; it refuses a card with another one, so that such a license becomes `other`.
 LICENSE_IDS: Final = """
@@ -83,7 +85,7 @@ def split_name(spelled: str) -> str:
     return "+".join(dict.fromkeys(part[1] for part in parts if part)) if all(parts) else spelled
 
 
-def source_metadata(spec: Spec, held_out: Evaluation | None) -> ModelCardData:
+def source_metadata(spec: Spec, held_out: "Evaluation | None") -> ModelCardData:
     """The front matter of a trained source. It states no license: that is for its owner to say."""
     record, library = spec.record or {}, card_facts(spec)
     evaluations = []

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from cmaes import CMA  # type: ignore[import-untyped]
 
 from hfmega.search.ga import MeGA
 from hfmega.search.recipe import Recipe, blend
@@ -17,6 +16,8 @@ class CMAES(MeGA):
     """Blends with shares of any sign that sum to one: normal around the average, which moves and stretches."""
 
     def __init__(self, inputs: Sequence[Recipe], settings: GASettings, seed: int, groups: int = 1) -> None:
+        from cmaes import CMA  # type: ignore[import-untyped]  # which imports scipy.stats: half a second of CPU
+
         count = len(inputs)
         self._optimizer = CMA(np.full(count, 1 / count), SIGMA, seed=seed % 2**32, population_size=settings.population)
         self._points: list[np.ndarray] = []
