@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -28,11 +28,13 @@ from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
 from hfmega.data.labels import LabelMap, match_labels
 from hfmega.data.pixels import decode
 from hfmega.errors import HfmegaError
+from hfmega.models import fit
 from hfmega.models.library import Spec, transform
 from hfmega.rng import permutation
 
 UNLABELLED: Final = ("calibration", "distill")  # purposes
 HIDDEN: Final = -1  # the label of images whose label is not published
+SHOWN_AT_ONCE: Final = 1000  # images that are augmented together
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,29 @@ def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
         phases.passed(1)
     notes = [f"{count:,} of the {len(rows):,} {name} images have {remark}." for remark, count in seen.items()]
     return Split(name, images, labels, digest.hexdigest(), known.names, (*([known.note] if known.note else []), *notes))
+
+
+def load_splits(dataset: Dataset, rows: Mapping[str, Rows], spec: Spec, augmented: bool) -> dict[str, Split]:
+    """Load the images of each purpose. augmented: those of the calibration as the sources' training showed them."""
+    splits = {purpose: load_split(dataset, chosen, spec, purpose) for purpose, chosen in rows.items()}
+    if augmented and "calibration" in splits:
+        splits["calibration"] = as_in_training(splits["calibration"])
+    return splits
+
+
+def as_in_training(split: Split) -> Split:
+    """The images mirrored and shifted at random, as `train --augment` shows them; always the same.
+
+    A network's BatchNorm statistics belong to the images that its training showed it: re-estimated on plain ones they
+    cost ResNet-8 1.6 points (0.7832 against 0.7996 on 5,000 test images, 5,000 calibration images).
+    """
+    images = room(tuple(split.images.shape))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for start in range(0, len(images), SHOWN_AT_ONCE):
+            part = slice(start, start + SHOWN_AT_ONCE)
+            images[part] = fit.augmented(split.images[part], split.labels[part], "flips and crops")[0]
+    return replace(split, images=images, fingerprint=f"{split.fingerprint}, mirrored and shifted")
 
 
 def stratified(split: Split) -> Split:

@@ -15,11 +15,15 @@ from hfmega.settings import SplitRequest
 CALIBRATION_IMAGES: Final = 1000
 NONE: Final = np.empty(0, np.int64)
 ASK_TEST: Final = "name the images of the report with --test-split"
+AUGMENTED: Final = "BatchNorm is re-estimated on mirrored and shifted images, as the sources saw in training"
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The chosen rows, how to spell them, and what the user should know about the choice."""
+    """The chosen rows, how to spell them, and what the user should know about the choice.
+
+    augmented: whether calibration images are mirrored and shifted at random, as those of every source's training were.
+    """
 
     fitness: str
     calibration: str
@@ -30,6 +34,7 @@ class SplitPlan:
     test_rows: Rows
     distill: str
     distill_rows: Rows
+    augmented: bool
     notes: tuple[str, ...]
     leak: str | None
 
@@ -80,6 +85,8 @@ def plan_splits(
     if not request.calibration and not request.allow_leak and len(np.intersect1d(pool, named["test"])):
         drawn = _draw(pool, len(pool) if distills else CALIBRATION_IMAGES, 0, "calibration")
         pool = np.setdiff1d(pool, named["test"]) if len(np.intersect1d(drawn, named["test"])) else pool
+    augmented = bool(known) and all(record.get("augment") for record in known)
+    notes += [AUGMENTED] if augmented else []
     calibration = pool if request.calibration else _draw(pool, CALIBRATION_IMAGES, 0, "calibration")
     used = np.union1d(slice_, calibration)
     test = (
@@ -100,6 +107,7 @@ def plan_splits(
         test_rows=test,
         distill=spell(dataset, unlabelled),
         distill_rows=unlabelled,
+        augmented=augmented,
         notes=tuple(notes),
         leak=_leak(request, fitness, calibration, test, unlabelled),
     )

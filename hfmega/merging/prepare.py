@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega import phases
 from hfmega.data.dataset import DEFAULT_DATASET, Dataset, Rows, open_dataset
-from hfmega.data.images import Split, load_split, stratified
+from hfmega.data.images import Split, load_splits, stratified
 from hfmega.data.splits import SplitPlan, plan_splits
 from hfmega.errors import SettingsError
 from hfmega.evaluation.evaluator import Evaluator
@@ -111,7 +111,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     )
     reads = looked_at(plan, settings, statistics)
     phases.begin("images", sum(map(len, reads.values())), "reads")
-    splits = {purpose: load_split(dataset, rows, spec, purpose) for purpose, rows in reads.items()}
+    splits = load_splits(dataset, reads, spec, plan.augmented)
     alignment = aligned(settings, spec, states, splits.get("calibration"))
     seen = [note for split in splits.values() for note in split.notes]
     notes += [*plan.notes, *dict.fromkeys(seen), *alignment.notes]

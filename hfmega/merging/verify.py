@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfmega import folder, phases
 from hfmega.data.dataset import Dataset, open_dataset
-from hfmega.data.images import Split, load_split
+from hfmega.data.images import Split, load_splits
 from hfmega.data.labels import matched_before
 from hfmega.data.splits import plan_splits
 from hfmega.errors import HfmegaError
@@ -285,11 +285,8 @@ def replanned(merge: Merge, rebuilt: Rebuilt, dataset: Dataset) -> dict[str, Spl
         chooses=not merge.lineage.updates_bn,
     )
     spec, recorded = rebuilt.checkpoints[0].spec, merge.lineage.data.splits
-    return {
-        name: load_split(dataset, rows, spec, name)
-        for name, rows in plan.rows.items()
-        if len(rows) and name in recorded
-    }
+    rows = {name: chosen for name, chosen in plan.rows.items() if len(chosen) and name in recorded}
+    return load_splits(dataset, rows, spec, plan.augmented)
 
 
 def same_images(made: Lineage, splits: Mapping[str, Split]) -> str:

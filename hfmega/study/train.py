@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfmega import phases
 from hfmega.data.dataset import Dataset, open_dataset, rows_of, spell
-from hfmega.data.images import load_split
+from hfmega.data.images import as_in_training, load_split
 from hfmega.errors import HfmegaError, SettingsError
 from hfmega.evaluation.answers import answers
 from hfmega.evaluation.checkpoint import Evaluation, evaluate_checkpoint
@@ -127,7 +127,8 @@ def train(settings: TrainSettings, output: Output) -> Trained:
         )
         trained = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(spec, model).items()}
         state = {**(start or {}), **trained}  # what the network leaves aside stays as it was
-        network = Network(spec, Sources([state], parameters_of(spec, model), device), images)
+        shown = as_in_training(images) if settings.augment else images
+        network = Network(spec, Sources([state], parameters_of(spec, model), device), shown)
         if updates:
             phases.begin("BatchNorm")
             state = rebuild(network.sources, UPDATED, network.statistics(UPDATED))

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hfmega.data import images as images_module
 from hfmega.data.dataset import Dataset
-from hfmega.data.images import READ_AHEAD, Split, even, fits, in_file, load_split, room, stratified
+from hfmega.data.images import READ_AHEAD, Split, as_in_training, even, fits, in_file, load_split, room, stratified
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
@@ -156,3 +157,23 @@ def test_the_evaluator_asks_what_fits(
     evaluator = new_evaluator(tiny_sources, images)
     monkeypatch.setattr("hfmega.evaluation.network.fits", lambda *_: False)
     assert evaluator.network.resident(images)[0] is images.images
+
+
+def test_images_as_in_training_are_shifted_copies_and_always_the_same(
+    tiny_sources: tuple[Path, Path], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator of the process is not used; parts of any length cover every image."""
+    plain = load(tiny_sources, digits, 0, 50)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    shown = as_in_training(plain)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = as_in_training(plain)
+    assert torch.equal(shown.images, again.images)
+    assert shown.fingerprint == again.fingerprint != plain.fingerprint
+    assert torch.equal(shown.labels, plain.labels)
+    same = (shown.images == plain.images).flatten(1).all(dim=1)
+    assert 0 < same.sum() < 25  # a ninth is not shifted, half of these not mirrored
+    monkeypatch.setattr(images_module, "SHOWN_AT_ONCE", 49)
+    assert len(as_in_training(plain).images) == 50

@@ -336,3 +336,15 @@ def test_a_split_that_hides_its_labels_is_not_reported_on(hidden: list[int | Non
 def test_without_a_report_no_test_images_are_asked_for() -> None:
     found = plan_splits(ONE, FOREIGN, SplitRequest(fitness="train[:50]"), tests=False)
     assert (len(found.test_rows), len(found.search_rows) + len(found.confirm_rows)) == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("ways", "expected"), [((True, True), True), ((True, False), False), ((False, False), False), ((True, None), False)]
+)
+def test_calibration_images_are_augmented_where_all_sources_were_trained_so(
+    ways: tuple[bool | None, ...], expected: bool
+) -> None:
+    records = [None if way is None else record("train[:100]", "train[100:]") | {"augment": way} for way in ways]
+    found = plan(records)
+    assert found.augmented == expected
+    assert any("mirrored and shifted" in note for note in found.notes) == expected
