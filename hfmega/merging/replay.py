@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from hfmega.data.dataset import split_config
 from hfmega.errors import HfmegaError, SourceError
 from hfmega.folder import LINEAGE, PLACES, RECIPE, STATISTICS, WEIGHTS, WORK, write_atomically
 from hfmega.hub import pull
@@ -132,6 +131,8 @@ def read_places(folder: Path) -> dict[str, str]:
 def write_places(folder: Path, checkpoints: Sequence[Checkpoint], dataset: str | None) -> None:
     """Remember where the local sources (and a local dataset, under its own name) lie on this machine."""
     places = {c.sha256: str(c.folder) for c in checkpoints if c.repo_id is None}
+    from hfmega.data.dataset import split_config  # only a merge needs datasets, a replay does not
+
     folder_, config = split_config(dataset or "")
     if dataset and Path(folder_).is_dir():
         places["dataset"] = ":".join([str(Path(folder_).resolve()), *([config] if config else [])])
