@@ -336,6 +336,31 @@ def push(folder: Path, repo_id: str, **flags: Any) -> None:
     output.result(url or folder, {"url": url})
 
 
+@cli.command(short_help="Open the page: choose, merge, look, publish.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("merges"), metavar="[DIR]")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Port [the first free one from 7860 on].")
+@click.option("--no-browser", is_flag=True, help="Do not open the browser.")
+@click.option("--to-space", metavar="ID", help="Write the page as a Space of the Hub instead, and push it.")
+@push_options
+@common_options
+def app(folder: Path, **flags: Any) -> None:
+    """Open a page in the browser that shows whether merging pays, runs merges below DIR, and publishes them.
+
+    It answers this machine alone. DIR is `merges` where it is not named.
+    """
+    output = open_output(flags)
+    if flags["to_space"]:
+        from hfmega.app import space
+
+        url = space.push(push_target(flags["to_space"], flags))
+        output.say(f"the Space installs hfmega {__version__} from PyPI: it starts when that version is there")
+        output.result(url, {"url": url})
+        return
+    from hfmega.app.serve import serve
+
+    serve(folder, flags["port"], browser=not flags["no_browser"])
+
+
 def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSettings:
     """The sources and images as a merge would take them, with every fitness image for the search."""
     columns = ("dataset", "image_column", "label_column", "labels_by_number")
