@@ -82,7 +82,10 @@ def open_run(folder: Path, fingerprint: str, overwrite: bool) -> Iterator[Path]:
     with _locked(folder):
         _claim(folder, fingerprint, overwrite)
         write_atomically(work / HOLDER, f"process {os.getpid()} on {platform.node()}".encode())
-        yield work
+        try:
+            yield work
+        finally:
+            (work / HOLDER).unlink(missing_ok=True)
 
 
 def _locked(folder: Path) -> AbstractContextManager[object]:

@@ -138,11 +138,18 @@ def test_a_finished_run_forgets_all_but_the_places_of_its_sources(tmp_path: Path
     assert {path.name for path in (folder / WORK).iterdir()} - {"lock"} == {"places.json"}
 
 
+def test_nobody_holds_a_folder_that_was_left(tmp_path: Path) -> None:
+    with open_run(tmp_path, "one", overwrite=False) as work:
+        assert (work / HOLDER).exists()
+    assert not (work / HOLDER).exists()
+
+
 def test_a_run_killed_while_it_is_being_finished_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever file is the last that it could remove: there is a result, and the same command is not refused."""
     folder, unlink = unfinished(tmp_path / "out"), Path.unlink
     (folder / DONE).write_text("{}")
     (folder / WORK / "progress.json.tmp").write_text("{")
+    (folder / WORK / HOLDER).write_text("process 1 on a machine")  # as a killed run leaves it
     removed: list[str] = []
 
     def killed(path: Path) -> None:

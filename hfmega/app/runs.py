@@ -144,7 +144,7 @@ def live(folder: Path) -> Live:
     phase, progress = command.parsed(folder / WORK / PHASE), command.parsed(folder / WORK / PROGRESS)
     doing: Mapping[str, Any] = phase if isinstance(phase, dict) else {}
     done: Mapping[str, Any] = progress if isinstance(progress, dict) else {}
-    by_loss = doing.get("fitness") == "loss"
+    by_loss = doing.get("fitness", "accuracy") != "accuracy"
     scores = done.get("scores", {})
     return Live(
         phase=str(doing.get("phase", "search" if scores else "")),

@@ -18,6 +18,7 @@ from .routing import (
     Call,
     RefusedError,
     Response,
+    address,
     commit_at,
     downloadable,
     readable,
@@ -46,8 +47,9 @@ def create(call: Call) -> Response:
         raise RefusedError(403 if call.user else 401, f"You have no right to create {call.args['id']}")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", call.args["id"], re.ASCII):
         raise RefusedError(400, f"Invalid repository name: {call.args['id']}")
-    prefix = "datasets/" if call.kind == "dataset" else ""
-    url = f"{call.site.endpoint}/{prefix}{call.args['id']}"
+    if call.kind == "space" and not call.json.get("sdk"):
+        raise RefusedError(400, "A Space needs an sdk")
+    url = address(call, call.args["id"])
     if call.site.store.find(call.kind, call.args["id"]):
         # `create_repo(exist_ok=True)` reads the url out of this refusal.
         return reply({"error": "You already created this repo", "url": url}, 409)
@@ -222,6 +224,19 @@ def validate_yaml(call: Call) -> Response:
         "warnings": [{"message": text} for text in warnings],
     }
     return reply(found, 400 if errors else 200)
+
+
+@route("GET", "/api/models")
+def models(call: Call) -> Response:
+    """The public models whose ids have the words of a search, and whose tags the filters."""
+    words, wanted = call.query.get("search", [""])[0].lower(), set(call.query.get("filter", []))
+    found = []
+    for repository in call.site.store.every("model"):
+        about = _about(repository, commit_at(repository, "main"), blobs=False)
+        tags = {*about["tags"], about.get("pipeline_tag")}
+        if words in repository.id.lower() and wanted <= tags and not repository.settings.private:
+            found.append(about)
+    return reply(found[: int(call.query.get("limit", ["1000"])[0])])
 
 
 # Last of all: its path is the beginning of the others.

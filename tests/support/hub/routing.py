@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from .storage import Commit, Repository, Store
 
 REPO = "(?P<id>[^/]+(?:/[^/]+)?)"
-API = f"/api/(?P<kind>models|datasets)/{REPO}"
-FILES = f"/(?:(?P<kind>datasets)/)?{REPO}"
+API = f"/api/(?P<kind>models|datasets|spaces)/{REPO}"
+FILES = f"/(?:(?P<kind>datasets|spaces)/)?{REPO}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,12 @@ def route(method: str, pattern: str) -> Callable[[Endpoint], Endpoint]:
         return endpoint
 
     return register
+
+
+def address(call: Call, repo_id: str) -> str:
+    """Where a person finds a repository."""
+    prefix = "" if call.kind == "model" else f"{call.kind}s/"
+    return f"{call.site.endpoint}/{prefix}{repo_id}"
 
 
 def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

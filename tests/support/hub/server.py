@@ -70,7 +70,7 @@ class Hub:
         self._site.users[token] = User(name, role)
 
     def create(self, repo_id: str, kind: str = "model", private: bool = False, gated: bool = False) -> None:
-        """Make a repository without a client; `kind` is "model" or "dataset"."""
+        """Make a repository without a client; `kind` is "model", "dataset" or "space"."""
         with self._site.store.lock:
             assert not self._site.store.find(kind, repo_id), f"{repo_id} exists already"
             self._site.store.create(kind, repo_id, private, gated)

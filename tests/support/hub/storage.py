@@ -176,6 +176,11 @@ class Store:
         repository = self._at(kind, repo_id)
         return repository if (repository.folder / "repo.json").exists() else None
 
+    def every(self, kind: str) -> list[Repository]:
+        """The repositories of a kind, by name."""
+        paths = sorted((self.root / f"{kind}s").glob("*/*/repo.json"))
+        return [self._at(kind, f"{path.parent.parent.name}/{path.parent.name}") for path in paths]
+
     def create(self, kind: str, repo_id: str, private: bool = False, gated: bool = False) -> Repository:
         """A new repository with one commit, as the Hub makes it: only `.gitattributes` on main."""
         repository = self._at(kind, repo_id)

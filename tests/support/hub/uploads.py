@@ -10,10 +10,10 @@ from typing import Any
 
 from .cards import check
 from .endpoints import REVISION
-from .routing import API, FILES, Call, RefusedError, Response, commit_at, reply, route, writable
+from .routing import API, FILES, Call, RefusedError, Response, address, commit_at, reply, route, writable
 from .storage import LARGE, Commit, File, Repository, belongs_to_lfs, lfs_file
 
-TARGET = "(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)/(?P<oid>[^/]+)/(?P<size>[0-9]+)"
+TARGET = "(?P<kind>models|datasets|spaces)/(?P<id>[^/]+/[^/]+)/(?P<oid>[^/]+)/(?P<size>[0-9]+)"
 
 
 @route("POST", f"{API}/preupload/{REVISION}")
@@ -46,8 +46,7 @@ def _lfs_object(call: Call, repository: Repository, wanted: dict[str, Any]) -> d
         return {"oid": oid, "size": size}
     target = f"{repository.kind}s/{repository.id}/{oid}/{size}"
     upload = f"{call.site.endpoint}/lfs-upload/{target}/{_signature(call, target)}"
-    prefix = "datasets/" if repository.kind == "dataset" else ""
-    verify = f"{call.site.endpoint}/{prefix}{repository.id}.git/info/lfs/verify"
+    verify = f"{address(call, repository.id)}.git/info/lfs/verify"
     return {"oid": oid, "size": size, "actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
 
 
@@ -100,8 +99,7 @@ def commit(call: Call) -> Response:
 
 
 def _commit_reply(call: Call, repository: Repository, made: Commit, number: int) -> Response:
-    prefix = "datasets/" if repository.kind == "dataset" else ""
-    url = f"{call.site.endpoint}/{prefix}{repository.id}"
+    url = address(call, repository.id)
     where = {"commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}"}
     if call.flag("create_pr"):
         where["pullRequestUrl"] = f"{url}/discussions/{number}"
