@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ def serve(base: Path | str, port: int | None = None, browser: bool = False) -> N
         base.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HfmegaError(f"{base} cannot be made ({error.strerror or error}): name another folder.") from error
+    if port is not None and not on_space:
+        check_free(port)
     uploads = mkdtemp(prefix="hfmega-app-")
     # gradio reads them when it is imported: nothing is counted, and uploads lie in a folder of their own.
     os.environ.update({} if on_space else QUIET, GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")
@@ -72,6 +75,16 @@ def launch(base: Path, uploads: str, port: int | None, browser: bool, on_space: 
     except OSError as error:
         raise HfmegaError(f"the page cannot be served ({error}): name another --port.") from error
     return str(address)
+
+
+def check_free(port: int) -> None:
+    """Raises HfmegaError for a port that somebody else listens to, or that this user may not take."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((HERE, port))
+        except OSError as error:
+            raise HfmegaError(f"port {port} cannot be used ({error.strerror}): name another with --port.") from error
 
 
 def guards() -> list[Any]:

@@ -13,7 +13,9 @@ from support.surroundings import surroundings
 import hfmega
 from hfmega.evaluation.network import Network
 
-FEW: Final[dict[str, Any]] = {"dataset": "digits", "fitness_split": "train[:200]", "test_split": "test[:200]", "population": 4, "seed": 3}
+FEW: Final[dict[str, Any]] = {
+    "dataset": "digits", "fitness_split": "train[:200]", "test_split": "test[:200]", "population": 4, "seed": 3
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
