@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +43,14 @@ class State:
     problem: str | None
 
 
-def start(words: Sequence[str], place: Path, token: str | None = None) -> None:
-    """Start `hfmega WORDS --json`; it goes on when this process ends. token: of the Hub, if not the user's own.
+def start(words: Sequence[str], place: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Start `hfmega WORDS --json`; it goes on when this process ends. environment: what it has over this process.
 
     Raises HfmegaError where one is running, or the place cannot be written.
     """
     if running(place):
         raise HfmegaError(f"{place.name} is running already: wait for it, or stop it.")
-    own = {"COLUMNS": COLUMNS, "NO_COLOR": "1", "PYTHONUTF8": "1", **({"HF_TOKEN": token} if token else {})}
+    own = {"COLUMNS": COLUMNS, "NO_COLOR": "1", "PYTHONUTF8": "1", **(environment or {})}
     try:
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).unlink(missing_ok=True)

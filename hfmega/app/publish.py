@@ -3,7 +3,7 @@
 import re
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -92,7 +92,12 @@ def size_of(count: int) -> str:
 
 
 def pushed(
-    base: Path, name: str | None, target: str, private: bool, sources: bool, token: str | None
+    base: Path,
+    name: str | None,
+    target: str,
+    private: bool,
+    sources: bool,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """`hfmega push` as a child, and what it says."""
     busy, free = gr.Button("Publishing …", interactive=False), gr.Button("Publish", interactive=True)
@@ -103,7 +108,7 @@ def pushed(
             raise HfmegaError("Name the repository: user/name.")
         place = base / runs.OWN / ".pushes" / name
         flags = [*(["--private"] if private else []), *(["--push-sources"] if sources else [])]
-        command.start(["push", str(base / name), target.strip(), *flags], place, token)
+        command.start(["push", str(base / name), target.strip(), *flags], place, environment)
         while (state := command.read(place)).running:
             yield log(state.log), "", busy
             time.sleep(0.5)
@@ -129,7 +134,7 @@ def from_here(base: Path) -> Any:
     """Publish with the user's own token, which the child finds by itself."""
 
     def push(name: str | None, target: str, private: bool, sources: bool) -> Iterator[tuple[Any, ...]]:
-        yield from pushed(base, name, target, private, sources, None)
+        yield from pushed(base, name, target, private, sources)
 
     return push
 
@@ -143,6 +148,6 @@ def on_the_space(base: Path) -> Any:
         if oauth is None:
             yield "", words.problem("Sign in with Hugging Face first."), gr.skip()
             return
-        yield from pushed(base, name, target, private, sources, oauth.token)
+        yield from pushed(base, name, target, private, sources, {"HF_TOKEN": oauth.token})
 
     return push
