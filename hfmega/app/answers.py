@@ -112,7 +112,7 @@ def answers(known: Models, found: Any, image: int = 0, most: int = 3) -> tuple[A
 
 
 def ask(folder: Path, content: bytes) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
-    """What the models of a merge say of an image file, and why some of them say nothing.
+    """What the models of a merge say of an image file; and how it was read, and why some of them say nothing.
 
     Raises HfmegaError for an image that cannot be read.
     """
@@ -120,9 +120,9 @@ def ask(folder: Path, content: bytes) -> tuple[tuple[Answer, ...], tuple[str, ..
     from hfmega.models import library
 
     known = models(folder)
-    image = _decode(content, known.spec.preprocessing.mode, "this file")
+    image, remarks = _decode(content, known.spec.preprocessing.mode, "this file")
     pixels = library.transform(known.spec)(image)[None]
-    return answers(known, probabilities(known, pixels)), known.missing
+    return answers(known, probabilities(known, pixels)), (*remarks, *known.missing)
 
 
 def disputed(folder: Path) -> tuple[Disputed, ...]:

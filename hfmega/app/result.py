@@ -98,11 +98,11 @@ def asker(base: Path) -> Any:
                 raise HfmegaError("Choose a finished merge above.")
             if not path:
                 raise HfmegaError("Drop an image first, or choose one.")
-            told, missing = answers.ask(base / name, Path(path).read_bytes())
+            told, notes = answers.ask(base / name, Path(path).read_bytes())
         except HfmegaError as error:
             return words.problem(str(error))
         how = "The sources answer as they are; the ensemble is the mean of their answers."
-        return charts.bars(told) + "".join(words.note(sentence) for sentence in (how, *missing))
+        return charts.bars(told) + "".join(words.note(sentence) for sentence in (how, *notes))
 
     return ask
 
