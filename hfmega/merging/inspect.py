@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from hfmega import phases
 from hfmega.data.dataset import open_dataset
-from hfmega.data.images import Split, load_split
+from hfmega.data.images import Split, load_splits
 from hfmega.data.splits import plan_splits
 from hfmega.errors import SourceError
 from hfmega.evaluation.answers import SIGNIFICANCE, Answers, compare
@@ -48,9 +47,9 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     dataset = open_dataset(choose_dataset(settings, checkpoints), *columns_of(settings))
     plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits, tests=False)
     phases.begin("images", len(plan.search_rows) + len(plan.calibration_rows), "reads")
-    load = partial(load_split, dataset, spec=spec)
-    images = load(plan.search_rows, name="search")
-    calibration = load(plan.calibration_rows, name="calibration") if len(plan.calibration_rows) else None
+    reads = {purpose: rows for purpose, rows in plan.rows.items() if purpose in ("search", "calibration") and len(rows)}
+    splits = load_splits(dataset, reads, spec, plan.augmented)
+    images, calibration = splits["search"], splits.get("calibration")
     notes = dict.fromkeys((*plan.notes, *images.notes, *(calibration.notes if calibration else ())))
     for note in notes:
         output.say(note)
