@@ -2,31 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 HFMEGA := $(BIN)/hfmega
-DIGITS := --dataset digits --image-size 8 --batch-size 64
-BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 8 --lr 0.03
+DIGITS := --dataset digits --image-size 8
+BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 10 --lr 0.05 --batch-size 32 --quiet
+BRANCHES := runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 runs/demo/branch-4
 
-# Checkpoints that are trained already: a folder, or the beginning of Hub ids. What is missing is trained.
+# Checkpoints that are trained already: folders, or beginnings of Hub ids, separated by spaces. What is missing is trained.
 SOURCES ?=
 DATASET ?= uoft-cs/cifar10
-GIVEN := --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES))
+GIVEN := --dataset $(DATASET) $(addprefix --sources ,$(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench wheel clean
+.PHONY: demo demo-better test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench wheel clean
 
-demo: export OMP_NUM_THREADS = 1  # whose rounding the verdict of so small networks depends on
-demo: .venv/installed  ## merge three branches of a trunk, each of which saw a third of scikit-learn's digits
+demo: .venv/installed  ## merge four branches of a trunk, each of which saw other images of scikit-learn's digits
 	rm -rf runs/demo
-	$(HFMEGA) train resnet8_cifar $(DIGITS) --train-split 'train[:900]' --epochs 15 --seed 1 -o runs/demo/trunk
-	$(BRANCH) --train-split 'train[:300]' --seed 11 -o runs/demo/branch-1
-	$(BRANCH) --train-split 'train[300:600]' --seed 12 -o runs/demo/branch-2
-	$(BRANCH) --train-split 'train[600:900]' --seed 13 -o runs/demo/branch-3
-	$(HFMEGA) merge runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 --dataset digits --calibrate \
-	    --population 12 --generations 5 -o runs/demo/merged --json > runs/demo/merged.json
+	$(HFMEGA) train resnet8_cifar $(DIGITS) --batch-size 64 --train-split 'train[:200]' --epochs 20 --seed 1 -o runs/demo/trunk
+	$(BRANCH) --train-split 'train[200:300]' --seed 11 -o runs/demo/branch-1
+	$(BRANCH) --train-split 'train[300:400]' --seed 12 -o runs/demo/branch-2
+	$(BRANCH) --train-split 'train[400:500]' --seed 13 -o runs/demo/branch-3
+	$(BRANCH) --train-split 'train[500:600]' --seed 14 -o runs/demo/branch-4
+	$(HFMEGA) merge $(BRANCHES) --dataset digits --fitness-split 'train[600:800]' --calibration-split 'train[:600]' \
+	    --test-split 'train[800:]+test' --tree flat --population 12 --generations 5 -o runs/demo/merged --json \
+	    > runs/demo/merged.json
 	@echo
-	@echo "The model card: runs/demo/merged/README.md. Three commands to try next:"
+	@echo "Four branches, no image in common, one network of the same size. Three commands to try next:"
 	@echo "  $(HFMEGA) verify runs/demo/merged"
-	@echo "  $(HFMEGA) inspect runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 --dataset digits"
-	@echo "  $(HFMEGA) update-bn runs/demo/branch-1 --dataset digits -o runs/demo/updated"
+	@echo "  $(HFMEGA) inspect $(BRANCHES) --dataset digits"
+	@echo "  $(HFMEGA) merge runs/demo/branch-1 runs/demo/branch-2 --like runs/demo/merged -o runs/demo/two"
+
+demo-better: demo  ## the demo, and a failure unless its merge is shown to be better than each of its sources
+	$(BIN)/python -c "import json; found = json.load(open('runs/demo/merged.json')); assert found['verdict'] == 'better', found"
 
 TRACE ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(if $(TRACE),-m coverage run )-m pytest --numprocesses auto --durations 10

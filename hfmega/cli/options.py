@@ -189,7 +189,10 @@ reproduce_options = stack(
     ),
     click.option("--seeds", metavar="A,B", callback=seeds_of, help="Seeds of the sources [the paper's]."),
     click.option(
-        "--sources", metavar="DIR|PREFIX", help="Where trained sources lie: DIR/resnet56-s44, PREFIXresnet56-s44."
+        "--sources",
+        multiple=True,
+        metavar="DIR|PREFIX",
+        help="Where trained sources lie: DIR/resnet56-s44, PREFIXresnet56-s44; several times for several places.",
     ),
     made("dataset", usual="uoft-cs/cifar10"),
     click.option("--train-split", metavar="S", help="Images that missing sources are trained on [train[10%:]]."),

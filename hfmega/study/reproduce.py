@@ -29,7 +29,7 @@ PRESET: Final = {"honest": "default", "paper": "paper", "author": "author"}
 
 @dataclass(frozen=True)
 class ReproduceSettings:
-    """What to reproduce, and how much of it. searches: their seeds are 0, 1, ...; sources: a folder or a Hub prefix.
+    """What to reproduce, and how much of it. searches: their seeds are 0, 1, ...; sources: folders or Hub prefixes.
 
     Raises SettingsError for what makes no reproduction.
     """
@@ -39,7 +39,7 @@ class ReproduceSettings:
     networks: tuple[str, ...] = ()
     protocols: tuple[Protocol, ...] = PROTOCOLS
     seeds: tuple[int, ...] = ()
-    sources: str | None = None
+    sources: tuple[str, ...] = ()
     dataset: str = DEFAULT_DATASET
     train_split: str = "train[10%:]"
     epochs: int = 50
@@ -109,15 +109,14 @@ def source_name(network: str, seed: int) -> str:
 
 
 def given_source(settings: ReproduceSettings, name: str) -> str | None:
-    """A trained source of `--sources`: a folder below it, or a Hub repository whose id begins with it."""
-    given = settings.sources
-    if given is None:
-        return None
-    if Path(given).is_dir():
-        folder = Path(given) / name
-        return str(folder) if (folder / WEIGHTS).is_file() else None
-    repo_id = f"{given}{'' if '/' in given else '/'}{name}"
-    return repo_id if exists(repo_id) else None
+    """A trained source of `--sources`: a folder below one of them, or a Hub repository whose id begins with one."""
+    for given in settings.sources:
+        if Path(given).is_dir():
+            if (Path(given) / name / WEIGHTS).is_file():
+                return str(Path(given) / name)
+        elif exists(repo_id := f"{given}{'' if '/' in given else '/'}{name}"):
+            return repo_id
+    return None
 
 
 def training(settings: ReproduceSettings, network: str, seed: int) -> TrainSettings:

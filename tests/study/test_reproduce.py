@@ -162,7 +162,7 @@ def test_a_folder_of_other_settings_is_refused(
 def test_trained_sources_are_taken_and_only_missing_ones_trained(
     study: tuple[ReproduceSettings, list[Run]], tmp_path: Path
 ) -> None:
-    asked = settings(tmp_path, seeds=(3, 4), sources=str(study[0].output / "sources"))
+    asked = settings(tmp_path, seeds=(3, 4), sources=(str(study[0].output / "sources"),))
     assert reproduce.source(asked, "resnet8_cifar", 3, QUIET) == str(study[0].output / "sources" / "resnet8-s3")
     assert not (tmp_path / "sources").exists()
     assert reproduce.source(asked, "resnet8_cifar", 4, QUIET) == str(tmp_path / "sources" / "resnet8-s4")
@@ -177,8 +177,8 @@ def test_sources_may_be_a_prefix_on_the_hub(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr("hfmega.study.reproduce.exists", lambda name: bool(asked.append(name)) or name == repo_id)
-    assert reproduce.given_source(settings(tmp_path, sources=prefix), "resnet56-s44") == repo_id
-    assert reproduce.given_source(settings(tmp_path, sources=prefix), "resnet56-s45") is None
+    assert reproduce.given_source(settings(tmp_path, sources=(prefix,)), "resnet56-s44") == repo_id
+    assert reproduce.given_source(settings(tmp_path, sources=(prefix,)), "resnet56-s45") is None
     assert asked[0] == repo_id
 
 
@@ -186,7 +186,7 @@ def test_the_figure_shows_the_searches_of_table_1_without_searching_again(
     study: tuple[ReproduceSettings, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = settings(
-        tmp_path, table="table1", seeds=(1, 2), protocols=("paper",), sources=str(study[0].output / "sources")
+        tmp_path, table="table1", seeds=(1, 2), protocols=("paper",), sources=(str(study[0].output / "sources"),)
     )
     monkeypatch.setattr(paper, "PIXELS", 8)
     reproduce.reproduce(small, QUIET)
