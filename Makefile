@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HFMEGA := $(BIN)/hfmega
 DIGITS := --dataset digits --image-size 8
-BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 10 --lr 0.05 --batch-size 32 --quiet
+BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 10 --lr 0.03 --batch-size 32 --quiet
 BRANCHES := runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 runs/demo/branch-4
 
 # Checkpoints that are trained already: folders, or beginnings of Hub ids, separated by spaces. What is missing is trained.

@@ -30,6 +30,7 @@ from hfmega.cli.options import (
 from hfmega.folder import REPORT
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
+from hfmega.settings.words import spelled
 
 OPEN: Final[list[Any]] = []  # the output of the command that runs
 
@@ -330,7 +331,9 @@ def reproduce(table: str, **flags: Any) -> None:
 @insist_options
 @common_options
 def push(folder: Path, repo_id: str, **flags: Any) -> None:
-    """Publish a finished folder as user/name, in one commit."""
+    """Publish a finished folder as user/name, in one commit. The order of `hf upload`, ID DIR, works too."""
+    if not folder.is_dir() and Path(repo_id).is_dir():
+        folder, repo_id = Path(repo_id), folder.as_posix()
     output = open_output(flags)
     url = publish(folder, push_target(repo_id, flags), output, flags)
     output.result(url or folder, {"url": url})
@@ -432,6 +435,7 @@ def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
 
     if repo_id is None:
         return None
+    repo_id = spelled(repo_id).removeprefix("hf://")
     return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"])
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from hfmega.errors import HubError, SourceError
@@ -30,8 +31,10 @@ from hfmega.folder import (
     like_a_path,
 )
 from hfmega.hub.client import Remote, pin
+from hfmega.hub.near import near_ids, near_revisions
 from hfmega.hub.problems import CLIENT_ERRORS, explained
 from hfmega.models.library import read as read_spec
+from hfmega.settings.words import spelled
 from hfmega.weights.checkpoint import Checkpoint, from_folder, license_of, sha256_of_weights
 
 
@@ -43,21 +46,27 @@ def pull(source: str) -> Checkpoint:
     are fetched that their index names.
     Raises SourceError or HubError for what cannot be had, is only a pickle, or has a config that cannot be read.
     """
+    source = spelled(source)
     if _is_local(source):
         return from_folder(Path(source).expanduser())
     repo_id, revision = parse(source)
     try:
         return _from_hub(repo_id, revision)
     except CLIENT_ERRORS as error:
-        raise _nowhere(explained(error, repo_id, revision), source, error) from error
+        raise _nowhere(source, error) from error
 
 
-def _nowhere(problem: HubError, source: str, error: Exception) -> HubError:
-    """What to say of a source that the Hub does not have either: it may have been meant as a folder."""
+def _nowhere(source: str, error: Exception) -> HubError:
+    """What to say of a source that the Hub does not have: what is near it there, and that it is no folder either."""
+    repo_id, revision = parse(source)
+    problem = str(explained(error, repo_id, revision))
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(problem + near_revisions(repo_id, revision))
     missing = isinstance(error, RepositoryNotFoundError | LocalEntryNotFoundError)
-    if not missing or isinstance(error, GatedRepoError) or source.startswith("hf://"):
-        return problem
-    return HubError(f"there is no folder {source}, and {problem}")
+    if not missing or isinstance(error, GatedRepoError):
+        return HubError(problem)
+    folder = "" if source.startswith("hf://") else f"there is no folder {source}, and "
+    return HubError(f"{folder}{problem}{near_ids(repo_id)}")
 
 
 def _is_local(source: str) -> bool:
@@ -109,6 +118,7 @@ def pull_merge(merge: str) -> Path:
 
     Raises SourceError or HubError when it cannot be had.
     """
+    merge = spelled(merge)
     if Path(merge).is_dir():
         return Path(merge)
     repo_id, revision = parse(merge)
@@ -119,7 +129,7 @@ def pull_merge(merge: str) -> Path:
         for beside in (CONFIG, STATISTICS, RECIPE, CARD, *optional):
             remote.fetch_if_there(beside)
     except CLIENT_ERRORS as error:
-        raise explained(error, repo_id, revision) from error
+        raise _nowhere(merge, error) from error
     return found.parent
 
 
@@ -152,6 +162,7 @@ def preview(source: str) -> Preview:
 
     The sha256 of a Hub source is empty: its weights are not here.
     """
+    source = spelled(source)
     if _is_local(source):
         return Preview(from_folder(Path(source).expanduser()), 0)
     repo_id, revision = parse(source)
@@ -160,6 +171,6 @@ def preview(source: str) -> Preview:
         config, shards = fetch_config(remote), remote.shards()
         missing = sum(remote.missing_bytes(name) for name in shards or (WEIGHTS,))
     except CLIENT_ERRORS as error:
-        raise _nowhere(explained(error, repo_id, revision), source, error) from error
+        raise _nowhere(source, error) from error
     checkpoint = Checkpoint(repo_id, repo_id, remote.commit, config.parent, "", read_spec(config, repo_id))
     return Preview(checkpoint, missing)

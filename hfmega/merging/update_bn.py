@@ -13,6 +13,7 @@ from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
 from hfmega.settings import UPDATE_BN, MergeSettings, SplitRequest, default_folder, understood, unknown
+from hfmega.settings.words import spelled
 
 NAMES: Final = (
     "dataset",
@@ -46,7 +47,7 @@ def settings_of(source: str | Path, output: str | Path | None = None, **named: A
     given = understood(named)
     calibration, test = given.pop("calibration_split", None), given.pop("test_split", None)
     return MergeSettings(
-        (str(source),),
+        (spelled(str(source)),),
         Path(output) if output is not None else default_folder(source, parent="updated"),
         method=UPDATE_BN,
         calibrate=True,

@@ -16,6 +16,7 @@ from hfmega.errors import SettingsError
 from hfmega.settings.fields import require, said
 from hfmega.settings.methods import GENETIC, METHODS, SOME_USE, UPDATE_BN, UPDATING, Facts, Method
 from hfmega.settings.parts import DEFAULT, PRESETS, GASettings, LastMileSettings, SplitRequest
+from hfmega.settings.words import separated, spelled
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ class MergeSettings:
         }
         for name, value in given.items():
             parts[SETTINGS[name].within][SETTINGS[name].field] = value
+        named_sources = tuple(separated(sources))
+        if isinstance(parts[""].get("base"), str):
+            parts[""]["base"] = spelled(parts[""]["base"])
         settings = cls(
-            sources=tuple(map(str, sources)),
-            output=Path(output) if output is not None else default_folder(*sources),
+            sources=named_sources,
+            output=Path(output) if output is not None else default_folder(*named_sources),
             preset=preset,  # type: ignore[arg-type]  # checked
             search=replace(known.search, **parts["search"]),
             splits=SplitRequest(**parts["splits"]),
@@ -304,7 +308,7 @@ def fixed(search: GASettings) -> tuple[bool, ...]:
 
 def default_folder(*sources: str | Path, parent: str = "merges") -> Path:
     """`merges/first+second`, of the sources' last names."""
-    names = [Path(str(source).split("@")[0]).resolve().name for source in sources]
+    names = [Path(source.split("@")[0]).resolve().name for source in separated(sources)]
     more = [f"{len(names) - 3}-more"] if len(names) > 3 else []
     return Path(parent) / "+".join([*names[:3], *more])
 

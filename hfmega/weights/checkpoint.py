@@ -63,11 +63,19 @@ def from_folder(folder: Path) -> Checkpoint:
             + "."
         )
     files = {path.name for path in folder.iterdir()}
+    if CONFIG not in files and (inside := checkpoints_in(folder)):
+        raise SourceError(f"{folder} is a folder of checkpoints: name them, e.g. {' '.join(inside)}.")
     require_safetensors(str(folder), files)
     spec = read_spec(folder / CONFIG, str(folder))
     shards = shards_in(folder, files)
     sha256 = sha256_of_weights(folder, shards)
     return Checkpoint(name_of(folder), None, None, folder.resolve(), sha256, spec, license_of(folder / CARD), shards)
+
+
+def checkpoints_in(folder: Path) -> list[str]:
+    """The folders inside one that hold a checkpoint, at most five."""
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    return [str(path) for path in found if (path / WEIGHTS).is_file() or (path / INDEX).is_file()][:5]
 
 
 def shards_in(folder: Path, files: Collection[str]) -> tuple[str, ...]:

@@ -230,11 +230,13 @@ def validate_yaml(call: Call) -> Response:
 def models(call: Call) -> Response:
     """The public models whose ids have the words of a search, and whose tags the filters."""
     words, wanted = call.query.get("search", [""])[0].lower(), set(call.query.get("filter", []))
+    author = call.query.get("author", [""])[0]
     found = []
     for repository in call.site.store.every("model"):
         about = _about(repository, commit_at(repository, "main"), blobs=False)
         tags = {*about["tags"], about.get("pipeline_tag")}
-        if words in repository.id.lower() and wanted <= tags and not repository.settings.private:
+        asked = words in repository.id.lower() and wanted <= tags and author in ("", repository.owner)
+        if asked and not repository.settings.private:
             found.append(about)
     return reply(found[: int(call.query.get("limit", ["1000"])[0])])
 
