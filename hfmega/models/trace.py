@@ -4,14 +4,16 @@ Each activation's channels are a row of segments, and every operation says what 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 import torch
 from torch import fx
 
-from hfmega.models.channels import Channels, Groups, Spaces, Weight
+from hfmega.models.channels import Channels, Spaces, Weight
+from hfmega.models.graph import arguments, operation, shape
+from hfmega.models.heads import Heads
 from hfmega.models.library import Spec, build
 
 
@@ -28,7 +30,9 @@ def spaces_of(spec: Spec) -> Spaces:
 def trace(spec: Spec, batch: int) -> torch.export.ExportedProgram:
     """The network as a graph of ATen operations, for a batch of images of its own size."""
     images = torch.zeros(batch, *spec.preprocessing.input_size)
-    return torch.export.export(build(spec).eval(), (images,), strict=False)
+    exported = torch.export.export(build(spec).eval(), (images,), strict=False)
+    exported.graph.eliminate_dead_code()  # what the answer does not depend on holds nothing in its place
+    return exported
 
 
 def state_names(spec: Spec, exported: torch.export.ExportedProgram) -> dict[str, str]:
@@ -87,6 +91,7 @@ ELEMENTWISE: Final = frozenset(
         "clamp_",
         "max_pool2d",
         "avg_pool2d",
+        "adaptive_avg_pool1d",
         "adaptive_avg_pool2d",
         "adaptive_max_pool2d",
         "upsample_nearest2d",
@@ -98,10 +103,8 @@ BINARY: Final = frozenset(["add", "add_", "sub", "sub_", "mul", "mul_", "div", "
 
 
 @dataclass
-class Tracer(Groups):
+class Tracer(Heads):
     """Walks a graph and says of every operation what becomes of its channels."""
-
-    values: dict[fx.Node, Channels | Weight] = field(default_factory=dict)
 
     def visit(self, node: fx.Node, names: Mapping[str, str]) -> None:
         """Work out what a node's channels are."""
@@ -130,26 +133,8 @@ class Tracer(Groups):
         found: Channels | Weight | None = rule(node)
         return found
 
-    def of(self, argument: Any) -> Channels | Weight | None:
-        """What is known of an argument of a node."""
-        return self.values.get(argument)
-
-    def inputs(self, node: fx.Node) -> list[Channels]:
-        found = [self.of(argument) for argument in node.all_input_nodes]
-        return [value for value in found if isinstance(value, Channels)]
-
     def same(self, node: fx.Node) -> Channels | Weight | None:
         return self.of(arguments(node)[0])
-
-    def unknown(self, node: fx.Node, why: str) -> Channels | None:
-        """Everything that goes in stays where it is; a sentence says so if something could have moved."""
-        moving = [c for c in self.inputs(node) if any(self.root(s) not in self.frozen for s in c.segments)]
-        if moving:
-            layers = self.stuck.setdefault(why, [])
-            if layer_name(node) not in layers:
-                layers.append(layer_name(node))
-        self.freeze(*self.inputs(node))
-        return None
 
     def rule_conv2d(self, node: fx.Node) -> Channels | None:
         source, weight, bias = (*arguments(node), None)[:3]
@@ -157,7 +142,7 @@ class Tracer(Groups):
         before = self.of(source)
         kernel, offset = self.of(weight), self.of(bias)
         outputs, inputs = shape(weight)[0], shape(source)[1]
-        if not isinstance(kernel, Weight) or isinstance(before, Weight):
+        if self.computed(weight, bias) or not isinstance(kernel, Weight) or isinstance(before, Weight):
             return self.unknown(node, "its weights are computed")
         if groups == 1:
             self.attach(kernel, 1, before)
@@ -173,6 +158,8 @@ class Tracer(Groups):
         before = self.of(source)
         kernel, offset = self.of(weight), self.of(bias)
         last = len(shape(source)) - 1
+        if self.computed(weight, bias):
+            return self.unknown(node, "its weights are computed")
         if not isinstance(kernel, Weight) or (isinstance(before, Channels) and before.dim != last):
             return self.unknown(node, "it mixes positions")
         self.attach(kernel, 1, before)
@@ -182,6 +169,8 @@ class Tracer(Groups):
         before = self.of(arguments(node)[0])
         if not isinstance(before, Channels) or before.dim != 1:
             return None
+        if self.computed(*arguments(node)[1:5]):
+            return self.unknown(node, "its weights are computed")
         for argument in arguments(node)[1:5]:
             self.attach(self.of(argument), 0, before)
         self.remember(node, before)
@@ -191,8 +180,12 @@ class Tracer(Groups):
         before = self.of(arguments(node)[0])
         if not isinstance(before, Channels):
             return None
+        if before.dim < len(shape(node)) - len(arguments(node)[1]):  # over what lies inside a channel
+            return before
         if before.dim != len(shape(node)) - 1 or len(arguments(node)[1]) != 1:
             return self.unknown(node, "it normalises over positions")
+        if self.computed(*arguments(node)[2:4]):
+            return self.unknown(node, "its weights are computed")
         for argument in arguments(node)[2:4]:
             self.attach(self.of(argument), 0, before)
         return before
@@ -224,11 +217,14 @@ class Tracer(Groups):
         parts = [self.of(part) for part in arguments(node)[0]]
         dim = (arguments(node)[1] if len(arguments(node)) > 1 else 0) % len(shape(node))
         known = [part for part in parts if isinstance(part, Channels)]
-        if len(known) < len(parts) or len({part.dim for part in known}) > 1:
+        weights = [part for part in parts if isinstance(part, Weight)]
+        if len(known) + len(weights) < len(parts) or len({part.dim for part in known}) != 1:
             return self.unknown(node, "it joins channels with others")
-        if known[0].dim == dim:
+        if known[0].dim == dim and not weights:
             return Channels(dim, tuple(s for part in known for s in part.segments))
-        if all(self.join(known[0], part) for part in known[1:]):
+        if known[0].dim != dim and all(self.join(known[0], part) for part in known[1:]):
+            for weight in weights:  # a token that was learned, beside those of the image
+                self.attach(weight, known[0].dim, known[0])
             return known[0]
         return self.unknown(node, "it joins different channels")
 
@@ -247,11 +243,9 @@ class Tracer(Groups):
         if before is None:
             return None
         place = kept.get(before.dim)
-        return (
-            self.unknown(node, "channels and positions become one")
-            if place is None
-            else Channels(place, before.segments)
-        )
+        if place is not None:
+            return Channels(place, before.segments)
+        return self.recut(before, old, new) or self.unknown(node, "channels and positions become one")
 
     rule_reshape = rule_flatten = rule_squeeze = rule_unsqueeze = rule__unsafe_view = rule_view
 
@@ -308,32 +302,3 @@ class Tracer(Groups):
         self.attach(bias, 0, made)
         self.remember(node, made)
         return made
-
-    def remember(self, node: fx.Node, channels: Channels) -> None:
-        """Where a space can be watched: only where it is alone."""
-        if len(channels.segments) == 1:
-            self.nodes.setdefault(channels.segments[0], []).append((node.name, channels.dim))
-
-
-def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A node's arguments, of which the operation knows the types."""
-    return node.args
-
-
-def operation(node: fx.Node) -> str:
-    """`aten.conv2d.default` -> `conv2d`."""
-    if isinstance(node.target, str):
-        return node.target
-    return str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
-
-
-def shape(value: Any) -> tuple[int, ...]:
-    """The shape of a node's tensor."""
-    found = value.meta["val"]
-    return tuple((found[0] if isinstance(found, (tuple, list)) else found).shape)
-
-
-def layer_name(node: fx.Node) -> str:
-    """The module that a node belongs to, as its library names it."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return (stack[-1][0].removeprefix("L['self'].").removeprefix("network.") if stack else "") or node.name

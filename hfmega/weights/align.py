@@ -13,7 +13,7 @@ from hfmega.models.channels import Axis, Permutations, Space, Spaces
 from hfmega.models.library import Spec
 from hfmega.models.trace import spaces_of, state_names, trace
 from hfmega.rng import permutation
-from hfmega.weights.permute import permute, turn
+from hfmega.weights.permute import blocks, permute, turn
 from hfmega.weights.tensors import read_tensors
 
 Method = Literal["none", "weights", "activations"]
@@ -64,9 +64,7 @@ def similarity(reference: Mapping[str, Tensor], state: Mapping[str, Tensor], spa
     """float64 [size, size]: inner products of every channel of the reference with every channel of the other."""
     total = torch.zeros(space.size, space.size, dtype=torch.float64)
     for axis in counted(space):
-        a, b = (
-            s[axis.tensor].narrow(axis.dim, axis.offset, space.size).movedim(axis.dim, 0) for s in (reference, state)
-        )
+        a, b = (blocks(s[axis.tensor], axis, space.size).movedim(axis.dim, 0) for s in (reference, state))
         total += a.flatten(1) @ b.flatten(1).T if a.dim() > 1 else torch.outer(a, b)
     return total
 

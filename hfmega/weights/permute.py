@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfmega.errors import SourceError
-from hfmega.models.channels import Permutations, Space, Spaces
+from hfmega.models.channels import Axis, Permutations, Space, Spaces
 from hfmega.rng import permutation
 
 
@@ -31,9 +31,15 @@ def turn(state: dict[str, Tensor], space: Space, order: Tensor) -> None:
     """Reorder one space in a state dict, without touching the tensors that were in it."""
     for axis in space.axes:
         tensor = state[axis.tensor].clone()
-        part = tensor.narrow(axis.dim, axis.offset, space.size)
+        part = blocks(tensor, axis, space.size)
         part.copy_(part.index_select(axis.dim, order))
         state[axis.tensor] = tensor
+
+
+def blocks(tensor: Tensor, axis: Axis, size: int) -> Tensor:
+    """What of a tensor moves with a space, as a view: dimension axis.dim counts its channels, the next their width."""
+    part = tensor.narrow(axis.dim, axis.offset, size * axis.width)
+    return part.unflatten(axis.dim, (size, axis.width)) if axis.width > 1 else part
 
 
 def random_permutations(spaces: Spaces, seed: int) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ NETWORKS = {
     "resnet18": (12, 1.0),
     "convnext_atto": (16, 1.0),
     "mobilenetv3_small_050": (26, 1.0),
-    "vit_tiny_patch16_224": (12, 0.64),
+    "vit_tiny_patch16_224": (25, 1.0),
 }
 
 
@@ -73,8 +73,8 @@ def test_a_permuted_network_computes_the_same(network: str) -> None:
 
 
 def test_what_cannot_be_permuted_is_said_in_a_sentence() -> None:
-    notes = spaces_of(config_of("vit_tiny_patch16_224")).notes
-    assert any(note.startswith("12 layers (blocks.0.attn, ...) cannot be permuted (") for note in notes), notes
+    notes = spaces_of(config_of("test_vit")).notes
+    assert any(note.startswith("7 layers (add, ...) cannot be permuted (") for note in notes), notes
     assert all(note.endswith(" channels stay where they are.") for note in notes)
     assert len(notes) <= 3
     assert spaces_of(config_of("resnet20_cifar")).notes == ()
