@@ -17,7 +17,7 @@ import torch
 from families import EVENLY, KINDS, given
 from torch import Tensor, nn
 
-from hfmega.data.images import Split
+from hfmega.data.images import Split, as_in_training, load_split
 from hfmega.evaluation.answers import Answers, compare, pool
 from hfmega.evaluation.network import Network
 from hfmega.folder import write_atomically
@@ -25,7 +25,7 @@ from hfmega.merging.controls import alone, best_source, judge
 from hfmega.merging.last_mile import weights_of
 from hfmega.merging.lesson import BATCH_SIZE, answers_of
 from hfmega.merging.prepare import Job, prepare
-from hfmega.models.fit import Schedule, fit
+from hfmega.models.fit import Schedule, Views, fit
 from hfmega.models.library import build, load_into, normalizer, state_of
 from hfmega.output import Output
 from hfmega.report import card
@@ -50,7 +50,7 @@ class Choice:
     start: Literal["winner", "best source", "average"] = "winner"
     teacher: Literal["ensemble", "ensemble, as it is", "itself"] = "ensemble"
     labels: Literal["none", "half", "whole", "alone"] = "none"
-    augment: Literal["none", "flips", "flips and crops"] = "flips"
+    augment: Literal["none", "flips", "flips and crops", "as in training"] = "as in training"
     temperature: float = 1.0
     seed: int = 0
 
@@ -71,6 +71,7 @@ CHOICES: Final[dict[str, dict[str, Any]]] = {
     "labels alone": {"labels": "alone"},
     "labels alone, a third of the steps": {"labels": "alone"},
     "without flips": {"augment": "none"},
+    "flips": {"augment": "flips"},
     "flips and crops": {"augment": "flips and crops"},
     "temperature 2": {"temperature": 2.0},
     "temperature 4": {"temperature": 4.0},
@@ -112,13 +113,21 @@ class Tempered(nn.Module):
 
 @dataclass(frozen=True)
 class Bench:
-    """A family, ready to be taught. starts: name to recipe; winner: the start of lower loss on the labelled images."""
+    """A family, ready to be taught. plain: calibration images as they are; starts: name to recipe; winner: the start
+    of lower loss on the labelled images.
+    """
 
     family: str
     job: Job
+    plain: Split
     winner: str
     starts: dict[str, Recipe]
     kept: dict[str, Tensor]
+
+    def views(self, choice: Choice) -> Views:
+        """How images are shown, and those that BatchNorm statistics come from."""
+        usual: Views = "flips and crops" if self.job.plan.augmented else "flips"
+        return usual if choice.augment == "as in training" else choice.augment
 
     def teacher(self, choice: Choice) -> list[Recipe]:
         if choice.teacher == "itself":
@@ -171,7 +180,8 @@ def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
     average = min(averages, key=lambda recipe: labelled(job, recipe).mean_loss)
     starts = {"best source": best_source(job)[1], "average": average}
     winner = min(starts, key=lambda start: labelled(job, starts[start]).mean_loss)
-    return Bench(name, job, winner, starts, {})
+    plain = load_split(job.dataset, job.plan.calibration_rows, job.spec, "calibration")
+    return Bench(name, job, plain, winner, starts, {})
 
 
 def labelled(job: Job, recipe: Recipe) -> Answers:
@@ -215,14 +225,16 @@ def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
     assert job.unlabelled is not None
     shown = choice.epochs * len(job.unlabelled) if choice.labels == "alone" else choice.epochs * len(images)
     epochs = max(1, round(shown / len(images)))
-    schedule = Schedule(epochs, BATCH_SIZE, choice.rate, choice.seed, "cosine", choice.augment, compiled=False)
+    views = bench.views(choice)
+    schedule = Schedule(epochs, BATCH_SIZE, choice.rate, choice.seed, "cosine", views, compiled=False)
     model, device = build(job.spec), job.evaluator.state.device
     load_into(job.spec, model, weights_of(job, bench.starts[start]))
     student, normalize = Tempered(model.to(device), choice.temperature), normalizer(job.spec, device)
     with TemporaryDirectory() as scratch:
         fit(student, images, targets, normalize, schedule, Path(scratch) / "state", Output(muted=True))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(job.spec, model).items()}
-    return Network(job.spec, alone(job.spec, state), job.calibration), epochs * len(images)
+    calibration = as_in_training(bench.plain) if views == "flips and crops" else bench.plain
+    return Network(job.spec, alone(job.spec, state), calibration), epochs * len(images)
 
 
 def ensemble(bench: Bench) -> float:
@@ -240,7 +252,7 @@ def wanted(bench: Bench, arguments: argparse.Namespace) -> dict[str, Choice]:
     factors = {"a third of the epochs": 1 / 3, "twice the epochs": 2, "labels alone, a third of the steps": 1 / 3}
     found = {name: replace(baseline, **change) for name, change in CHOICES.items()}
     found |= {name: replace(found[name], epochs=factor * arguments.epochs) for name, factor in factors.items()}
-    same = (f"from the {bench.winner}", f"rate {arguments.rate:g}")
+    same = (f"from the {bench.winner}", f"rate {arguments.rate:g}", bench.views(baseline))
     chosen = arguments.choices or list(found)
     return {name: choice for name, choice in found.items() if name not in same and name in chosen}
 

@@ -166,7 +166,7 @@ def training_rate(spec: Spec) -> float:
     """Images per second of a last mile on this process's device, measured on random images."""
     model = build(spec).to(processes().device).to(memory_format=torch.channels_last)
     images = normalizer(spec, processes().device)(spec.preprocessing.noise(BATCH_SIZE).to(processes().device))
-    return BATCH_SIZE / seconds_per_step(model, images, scheduled(1, BATCH_SIZE, 1e-3, 0, flips=False), PROBE_SECONDS)
+    return BATCH_SIZE / seconds_per_step(model, images, scheduled(1, BATCH_SIZE, 1e-3, 0, "none"), PROBE_SECONDS)
 
 
 def evaluation_rate(spec: Spec) -> float:

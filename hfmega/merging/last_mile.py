@@ -19,7 +19,7 @@ from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
 from hfmega.merging.controls import Tried, alone, best_source, judge, train
-from hfmega.merging.lesson import Lesson, Taught, answers_of, lesson_of, scheduled, symmetric
+from hfmega.merging.lesson import Lesson, Taught, answers_of, lesson_of, scheduled, symmetric, views_of
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.merging.teacher import teacher_of
@@ -77,7 +77,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     assert job.confirm is not None
     work, start = job.settings.output / WORK, weights_of(job, chosen.recipe)
     learned = lesson(job, teacher, work / "teacher.safetensors")
-    views = ", mirrored too" if learned.flips else ""
+    views = {"none": "", "flips": ", mirrored too", "flips and crops": ", mirrored and shifted"}[learned.views]
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
     before = Network(job.spec, alone(job.spec, start), calibration=None)
@@ -121,16 +121,13 @@ def rates(last: LastMileSettings) -> tuple[float, ...]:
 
 def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:
     """Put the images and what to answer together. kept: the file of the teacher's answers, which are computed once."""
-    network, last, flips = (
-        job.evaluator.network,
-        job.settings.last,
-        symmetric(job.evaluator.network, teacher, job.search),
-    )
+    network, last = job.evaluator.network, job.settings.last
+    views = views_of(symmetric(network, teacher, job.search), job.plan.augmented)
     if not last.distill:
-        return lesson_of(network, (), None, job.search, flips)
+        return lesson_of(network, (), None, job.search, views)
     assert job.unlabelled is not None
     known = Taught(job.unlabelled.images, known_answers(job, teacher, job.unlabelled, kept))
-    return lesson_of(network, teacher, known, job.search if last.fine_tune else None, flips)
+    return lesson_of(network, teacher, known, job.search if last.fine_tune else None, views)
 
 
 def known_answers(job: Job, teacher: Sequence[Recipe], split: Split, kept: Path) -> Tensor:
@@ -169,8 +166,9 @@ def again(
     known = None
     if mile.distill and unlabelled is not None:
         known = Taught(unlabelled.images, answers_of(network, mile.teacher, unlabelled))
-    learned = lesson_of(network, mile.teacher, known, labelled, mile.mirrored)
-    schedule = scheduled(mile.epochs, mile.batch_size, mile.learning_rate, mile.seed, mile.mirrored)
+    views = views_of(mile.mirrored, mile.shifted)
+    learned = lesson_of(network, mile.teacher, known, labelled, views)
+    schedule = scheduled(mile.epochs, mile.batch_size, mile.learning_rate, mile.seed, views)
     quiet, spec = Output(muted=True), network.spec
     after = train(spec, start, learned.images, learned.targets, schedule, place / "state.pt", quiet)
     recipe = Recipe((1.0,), calibrate=mile.calibrated)
@@ -197,7 +195,8 @@ def recorded_mile(
         epochs=schedule.epochs,
         batch_size=schedule.batch_size,
         learning_rate=student.rate,
-        mirrored=learned.flips,
+        mirrored=learned.views != "none",
+        shifted=learned.views == "flips and crops",
         calibrated=student.recipe.calibrate,
         seed=schedule.seed,
         accuracy_of_start=accuracy,

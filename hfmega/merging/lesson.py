@@ -10,7 +10,7 @@ from torch import Tensor
 from hfmega.data.images import Split
 from hfmega.evaluation.answers import answers
 from hfmega.evaluation.network import Network
-from hfmega.models.fit import Schedule
+from hfmega.models.fit import Schedule, Views
 from hfmega.search.recipe import Recipe
 
 BATCH_SIZE: Final = 128
@@ -22,16 +22,16 @@ SYMMETRIC: Final = 0.05  # of accuracy: who loses more on mirrored images has cl
 @dataclass(frozen=True)
 class Lesson:
     """What is taught. images: uint8 [n, channels, height, width]; targets: float32 [n, 2, classes], the probabilities
-    of each image as it is and mirrored; flips: whether mirrored images are shown.
+    of each image as it is and mirrored; views: how images are shown.
     """
 
     images: Tensor
     targets: Tensor
-    flips: bool
+    views: Views
 
     def schedule(self, epochs: int | None, rate: float, seed: int) -> Schedule:
         """How it is taught at a rate. epochs: see `epochs_of`."""
-        return scheduled(epochs_of(epochs, len(self.images)), BATCH_SIZE, rate, seed, self.flips)
+        return scheduled(epochs_of(epochs, len(self.images)), BATCH_SIZE, rate, seed, self.views)
 
 
 def epochs_of(asked: int | None, images: int) -> int:
@@ -39,10 +39,14 @@ def epochs_of(asked: int | None, images: int) -> int:
     return asked or max(1, min(EPOCHS, round(IMAGES / images)))
 
 
-def scheduled(epochs: int, batch_size: int, rate: float, seed: int, flips: bool) -> Schedule:
+def scheduled(epochs: int, batch_size: int, rate: float, seed: int, views: Views) -> Schedule:
     """How a last mile is trained."""
-    schedule = Schedule(epochs, batch_size, rate, seed, "cosine", compiled=False)
-    return replace(schedule, augment="flips") if flips else schedule
+    return Schedule(epochs, batch_size, rate, seed, "cosine", views, compiled=False)
+
+
+def views_of(flips: bool, shifts: bool) -> Views:
+    """What is shown. flips: mirrored images are of the same classes; shifts: the sources' training showed crops."""
+    return ("flips and crops" if shifts else "flips") if flips else "none"
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Taught:
 
 
 def lesson_of(
-    network: Network, teacher: Sequence[Recipe], unlabelled: Taught | None, labelled: Split | None, flips: bool
+    network: Network, teacher: Sequence[Recipe], unlabelled: Taught | None, labelled: Split | None, views: Views
 ) -> Lesson:
     """A lesson of unlabelled images, of labelled ones, or of both: then labels are half of the loss on the latter."""
     images, targets = [], []
@@ -67,13 +71,13 @@ def lesson_of(
             labels = (labels + answers_of(network, teacher, labelled)) / 2
         images.append(labelled.images)
         targets.append(labels)
-    return Lesson(torch.cat(images), torch.cat(targets), flips)
+    return Lesson(torch.cat(images), torch.cat(targets), views)
 
 
 def answers_of(network: Network, teacher: Sequence[Recipe], split: Split) -> Tensor:
     """The mean probability of several recipes for each image as it is and mirrored: float32 [n, 2, classes]."""
-    views = [split, mirrored(split)]
-    means = [sum(network.predict(recipe, view).exp() for recipe in teacher) / len(teacher) for view in views]
+    sides = [split, mirrored(split)]
+    means = [sum(network.predict(recipe, side).exp() for recipe in teacher) / len(teacher) for side in sides]
     return torch.stack([torch.as_tensor(mean) for mean in means], dim=1)
 
 

@@ -23,6 +23,7 @@ from hfmega.rng import permutation
 
 ADAM_EPSILON: Final = 1e-7  # Keras' default, which the paper used
 PADDING: Final = 8  # a crop is shifted by at most an eighth of a side, as 4 of CIFAR-10's 32 pixels
+Views = Literal["none", "flips", "flips and crops"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Schedule:
     learning_rate: float
     seed: int = 0
     decay: Literal["constant", "cosine"] = "constant"
-    augment: Literal["none", "flips", "flips and crops"] = "none"
+    augment: Views = "none"
     bf16: bool = False
     compiled: bool | None = None
 

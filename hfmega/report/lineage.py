@@ -133,6 +133,7 @@ class LastMile:
     accuracy_of_start: float
     stands: bool
     start_sha256: str = ""
+    shifted: bool = False
 
 
 @dataclass(frozen=True)
