@@ -20,7 +20,7 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging import gather, replay, verify
-from hfmega.merging.lesson import symmetric
+from hfmega.merging.lesson import symmetric, views_of
 from hfmega.merging.merge import merge
 from hfmega.models import fit
 from hfmega.models.library import Spec
@@ -241,3 +241,9 @@ def test_the_command_distills_and_says_what_it_did(tiny_sources: tuple[Path, Pat
     assert "minutes before the training.\n" in card
     assert "--distill" in card
     assert SELF_TAUGHT in [control["name"] for control in found["controls"]]
+
+
+def test_images_are_shown_as_the_training_of_the_sources_did() -> None:
+    assert views_of(flips=True, shifts=True) == "flips and crops"
+    assert views_of(flips=True, shifts=False) == "flips"
+    assert views_of(flips=False, shifts=True) == "none"
