@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hfmega.report.lineage import Lineage
     from hfmega.search.recipe import Recipe
     from hfmega.settings import MergeSettings
+    from hfmega.weights.convert import Converted
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Recipe",
     "SettingsError",
     "SourceError",
+    "convert",
     "evaluate",
     "inspect",
     "load_lineage",
@@ -184,6 +186,18 @@ def push(
     target = Push(repo_id, private, create_pr, commit_message)
     report: Any = "with images" if push_images else "without images" if push_report else "no"
     return publish(Path(folder), target, _output(progress=False), push_anyway, push_sources, report)
+
+
+def convert(
+    file: str | Path, *, output: str | Path | None = None, entry: str | None = None, overwrite: bool = False
+) -> Converted:
+    """Write the weights in a pickle as model.safetensors, beside it or into a folder, without running any of its code.
+
+    entry: where in the file the weights lie, if not where training programs keep them.
+    """
+    from hfmega.weights.convert import convert as run
+
+    return run(Path(file), _path(output), entry, overwrite)
 
 
 def load_lineage(merge: str | Path) -> Lineage:

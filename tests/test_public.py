@@ -14,7 +14,7 @@ from PIL import Image
 import hfmega
 
 NAMES = ["HfmegaError", "HubError", "Lineage", "Merge", "MergeSettings", "Recipe", "SettingsError", "SourceError",
-         "evaluate", "inspect", "load_lineage", "merge", "push", "replay", "train", "update_bn",
+         "convert", "evaluate", "inspect", "load_lineage", "merge", "push", "replay", "train", "update_bn",
          "verify"]  # fmt: skip
 FEW = {"dataset": "digits", "fitness_split": "train[:300]", "test_split": "test[:200]", "population": 4}
 

@@ -226,6 +226,23 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     output.result(path, inspection.summary(found))
 
 
+@cli.command(short_help="Weights in a pickle as safetensors.")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder [that of the file].")
+@click.option("--entry", metavar="NAME", help="Where in the file the weights lie [EMA weights first, as timm does].")
+@click.option("--overwrite", is_flag=True, help="Replace a model.safetensors that is there.")
+@common_options
+def convert(file: Path, **flags: Any) -> None:
+    """Write the weights in a pickle (.pt, .pth, .pth.tar, .ckpt, .bin) as model.safetensors; run none of its code."""
+    from hfmega.weights import convert as converting
+
+    output = open_output(flags)
+    found = converting.convert(file, flags["output"], flags["entry"], flags["overwrite"])
+    for line in converting.spoken(found):
+        output.say(line)
+    output.result(found.output, asdict(found))
+
+
 @cli.command(short_help="Rebuild a merge from its lineage; compare the hash.")
 @click.argument("source", metavar="DIR|ID")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")

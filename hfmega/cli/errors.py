@@ -13,7 +13,7 @@ from typing import Any, Final
 import rich_click as click
 from click.exceptions import Exit
 
-from hfmega.errors import HfmegaError
+from hfmega.errors import HfmegaError, unforeseen
 from hfmega.launch import DISTRIBUTED, Terminated, lost_a_peer
 
 RESUMES: Final = "the same command resumes where it stopped."
@@ -31,7 +31,7 @@ def peer_problem(error: RuntimeError) -> str | None:
     return f"another process of this run has ended; {RESUMES}" if lost_a_peer(error) else None
 
 
-# The first that fits: what was raised, its sentence (None: it is a fault of hfmega, and shown as one), the exit code.
+# The first that fits: what was raised, its sentence (None: it says nothing of this one), the exit code.
 PROBLEMS: Final[tuple[tuple[type[BaseException], Callable[[Any], str | None], int], ...]] = (
     (KeyboardInterrupt, lambda _: f"interrupted; {RESUMES}", 130),
     (click.Abort, lambda _: f"interrupted; {RESUMES}", 130),
@@ -44,20 +44,24 @@ STOPS: Final = (KeyboardInterrupt, click.Abort, Terminated)  # nobody needs the 
 
 
 def code_of(error: BaseException, debug: bool) -> int:
-    """Say what ended a command, and return its exit code. Raises the error again if no sentence explains it."""
+    """Say what ended a command in one sentence, and return its exit code. Raises the error again to debug it."""
     if isinstance(error, Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
+    if debug and not isinstance(error, STOPS):
+        raise error
     for kind, sentence_of, code in PROBLEMS:
-        if isinstance(error, kind):
-            sentence = sentence_of(error)
-            if sentence is None or (debug and kind not in STOPS):
-                break
+        sentence = sentence_of(error) if isinstance(error, kind) else None
+        if sentence is not None:
             tell(sentence)
             return code
-    raise error
+    if not isinstance(error, Exception):
+        raise error
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    tell(unforeseen(error, f"hfmega {command}".rstrip()))
+    return 1
 
 
 def tell(sentence: str) -> None:

@@ -1,15 +1,13 @@
 """How the labels of a dataset become the outputs of a network: by name where that is certain, else refused."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from hfmega.errors import HfmegaError
+from hfmega.models.label_names import fold, telling
 
-PLACEHOLDER: Final = re.compile(r"(label|class|output)[ _-]?\d+", re.IGNORECASE)  # names that say no more than a number
 INSIST: Final = "labels are matched by their number only with --labels-by-number"
 
 
@@ -39,8 +37,8 @@ def match_labels(
     outputs, None where it does not say; where: the dataset; by_number: a label is its output, as the user insists.
     Raises HfmegaError where no name tells which output is meant.
     """
-    known = tuple(names or ())
-    if len(known) > count or all(map(PLACEHOLDER.fullmatch, known)):  # which name is of which output is not known
+    known = telling(names)
+    if len(known) > count:  # which name is of which output is not known
         known = ()
     if by_number or not classes:
         return _by_number(classes, known, count, by_number)
@@ -111,12 +109,6 @@ def _mapped(
         if output is not None:
             names[output] = name
     return LabelMap(None if found == tuple(range(count)) else found, tuple(names), note)
-
-
-def fold(name: str) -> str:
-    """A name without what is only spelling: case, Unicode forms, `_`, `-` and spaces, leading zeros of a numeral."""
-    plain = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold())).strip()
-    return str(int(plain)) if plain.isdecimal() else plain
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:

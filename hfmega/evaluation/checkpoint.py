@@ -8,6 +8,7 @@ from torch import Tensor
 from hfmega import phases
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import Split, load_split
+from hfmega.errors import step
 from hfmega.evaluation.answers import answers
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
@@ -38,8 +39,9 @@ def predict_checkpoint(checkpoint: Checkpoint, split: Split, device: torch.devic
     """A checkpoint's log-probabilities: float32 [images, classes], on the CPU."""
     states = [load_weights(checkpoint)]
     check_mergeable([checkpoint], states)
-    network = Network(checkpoint.spec, mix([checkpoint], states, device), calibration=None)
-    return network.predict(Recipe((1.0,)), split)
+    with step(f"evaluating {checkpoint.name}"):
+        network = Network(checkpoint.spec, mix([checkpoint], states, device), calibration=None)
+        return network.predict(Recipe((1.0,)), split)
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, dataset: Dataset, chosen: str) -> Evaluation:

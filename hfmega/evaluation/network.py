@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hfmega import phases
 from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
-from hfmega.errors import HfmegaError
+from hfmega.errors import HfmegaError, SourceError
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.models.fold import fold
-from hfmega.models.library import Spec, batch_norms, buffers_of, build, normalizer, parameters_of, state_of
+from hfmega.models.library import Spec, batch_norms, buffers_of, build, normalizer, state_of
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.sources import Sources
 from hfmega.weights.tensors import finite
@@ -64,7 +64,16 @@ class Network:
         self._normalize = normalizer(spec, sources.device)
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
         self.sources.materialize(source_alone(0, len(sources)), self._flat)
-        self.folded = fold(self._model, self._normalize(spec.preprocessing.noise(2).to(sources.device)))
+        with computable(spec):
+            images = self._normalize(spec.preprocessing.noise(2).to(sources.device))
+            with torch.inference_mode():
+                shape = tuple(self._model(images).shape)
+            if shape != (2, spec.classes):
+                raise SourceError(
+                    f"{spec.architecture} answers two images with numbers of shape {shape}, not with one for each of "
+                    f"{spec.classes} classes."
+                )
+            self.folded = fold(self._model, images)
 
     @property
     def classes(self) -> int:
@@ -187,9 +196,26 @@ class Network:
         return (cut(images, part) for part in parts)
 
 
+@contextmanager
+def computable(spec: Spec) -> Iterator[None]:
+    """The first forward pass: raises SourceError for a network that does not take the images of its own config."""
+    try:
+        yield
+    except (HfmegaError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a layer comes upon that gets another shape than it takes
+        channels, height, width = spec.preprocessing.input_size
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SourceError(
+            f"{spec.architecture} does not take the images that its config asks for ({channels} channels, {height} x "
+            f"{width} pixels): {said[:200]}"
+        ) from error
+
+
 def attach(spec: Spec, model: nn.Module, sources: Sources, flat: Tensor) -> nn.Module:
     """Make the float tensors of a network views of a flat vector, float32 [layout.size]."""
-    tensors = {**parameters_of(spec, model), **buffers_of(spec, model)}
+    every = spec.names.in_file(dict(model.named_parameters(remove_duplicate=False)))
+    tensors = {**every, **buffers_of(spec, model)}
     for name, view in sources.layout.views(flat).items():
         if name not in spec.names.surplus:
             tensors[name].data = view

@@ -121,13 +121,16 @@ def train(
     state: Path,
     output: Output,
 ) -> dict[str, Tensor]:
-    """Train a network from some weights on this process's device; images, targets, state: as `fit` takes them."""
+    """Train a network from some weights on this process's device; images, targets, state: as `fit` takes them.
+
+    It computes in float32, and what comes out has the types of the start.
+    """
     device = processes().device
     model = build(spec)
     load_into(spec, model, start)
     fit(model.to(device), images, targets, normalizer(spec, device), schedule, state, output)
     after = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(spec, model).items()}
-    return {**start, **after}
+    return {**start, **{name: t.to(start[name].dtype) if name in start else t for name, t in after.items()}}
 
 
 def alone(spec: Spec, state: dict[str, Tensor]) -> Sources:

@@ -25,8 +25,8 @@ from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceR
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.settings import MergeSettings
 from hfmega.weights import align
-from hfmega.weights.checkpoint import Checkpoint, load_each
-from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.checkpoint import Checkpoint
+from hfmega.weights.mergeable import open_sources
 from hfmega.weights.relation import relate
 from hfmega.weights.sources import mix
 
@@ -38,11 +38,11 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     """
     phases.begin("sources")
     checkpoints = pull_each(settings)
-    states = load_each(checkpoints)
     try:
-        check_mergeable(checkpoints, states)
+        opened = open_sources(checkpoints)
     except SourceError as error:
         return Inspection(compatible=False, advice=f"These cannot be merged: {error}")
+    checkpoints, states = opened.checkpoints, opened.states
     spec, names = checkpoints[0].spec, [checkpoint.name for checkpoint in checkpoints]
     dataset = open_dataset(choose_dataset(settings, checkpoints), *columns_of(settings))
     plan = plan_splits(dataset, [checkpoint.record for checkpoint in checkpoints], settings.splits, tests=False)
@@ -50,7 +50,7 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
     reads = {purpose: rows for purpose, rows in plan.rows.items() if purpose in ("search", "calibration") and len(rows)}
     splits = load_splits(dataset, reads, spec, plan.augmented)
     images, calibration = splits["search"], splits.get("calibration")
-    notes = dict.fromkeys((*plan.notes, *images.notes, *(calibration.notes if calibration else ())))
+    notes = dict.fromkeys((*opened.notes, *plan.notes, *images.notes, *(calibration.notes if calibration else ())))
     for note in notes:
         output.say(note)
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from hfmega import phases
+from hfmega.errors import step
 from hfmega.folder import LINEAGE, check_output, open_run, other_settings
 from hfmega.merging import controls, direct
 from hfmega.merging.estimate import ahead
@@ -30,7 +31,8 @@ def merge(settings: MergeSettings, output: Output) -> Lineage | None:
     """
     check_output(settings.output, LINEAGE, settings.overwrite)
     check(settings.report_to)
-    return carry_out(prepare(settings, output), output)
+    with step(f"merging {' and '.join(settings.sources)}"):
+        return carry_out(prepare(settings, output), output)
 
 
 def merge_all(asked: Sequence[MergeSettings], output: Output) -> list[Lineage]:

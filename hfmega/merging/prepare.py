@@ -23,8 +23,8 @@ from hfmega.models.library import Spec, has_statistics, normalizer
 from hfmega.output import Output
 from hfmega.settings import UPDATE_BN, MergeSettings, recorded
 from hfmega.weights import align
-from hfmega.weights.checkpoint import Checkpoint, load_each
-from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.checkpoint import Checkpoint
+from hfmega.weights.mergeable import open_sources
 from hfmega.weights.relation import loosest, outlook
 from hfmega.weights.sources import mix
 
@@ -94,8 +94,8 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     """
     state = processes()
     checkpoints, members, notes = gather(settings, output, state)
-    states = load_each(checkpoints)
-    check_mergeable(checkpoints, states)
+    opened = open_sources(checkpoints)
+    checkpoints, states, notes = opened.checkpoints, opened.states, [*notes, *opened.notes]
     spec = checkpoints[0].spec
     statistics = has_statistics(spec)
     if len(states) > 1:

@@ -16,8 +16,8 @@ from hfmega.report.lineage import EVIDENCE, Lineage, SourceEntry, read
 from hfmega.search.recipe import Static
 from hfmega.settings import METHODS
 from hfmega.weights import align
-from hfmega.weights.checkpoint import Checkpoint, load_each, save_weights, sha256_of_weights, shards_in
-from hfmega.weights.mergeable import check_mergeable
+from hfmega.weights.checkpoint import Checkpoint, save_weights, sha256_of_weights, shards_in
+from hfmega.weights.mergeable import open_sources
 from hfmega.weights.shards import INDEX
 from hfmega.weights.sources import Sources, mix, rebuild
 from hfmega.weights.tensors import read_tensors
@@ -71,8 +71,8 @@ def rebuilt(lineage: Lineage, folder: Path, places: Path | None) -> Rebuilt:
     Raises HfmegaError when a source cannot be had, or when what lies in the folder does not fit.
     """
     checkpoints = [find_source(entry, folder, places) for entry in lineage.sources]
-    states = load_each(checkpoints)
-    check_mergeable(checkpoints, states)
+    opened = open_sources(checkpoints)
+    checkpoints, states = opened.checkpoints, opened.states
     if lineage.aligned:
         permutations = align.read(folder / RECIPE, len(states))
         states = align.apply(checkpoints[0].spec, states, permutations)

@@ -8,6 +8,7 @@ from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
 
 from hfmega.errors import SourceError
+from hfmega.models.label_names import labels_in
 
 OPEN: Final = ConfigDict(extra="allow", strict=True)
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
@@ -29,7 +30,6 @@ class Pretrained(TypedDict, total=False):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None
     crop_mode: str | None
     num_classes: Classes | None
-    label_names: list[str] | None
 
 
 class Arguments(TypedDict, total=False):
@@ -50,7 +50,6 @@ class Config(TypedDict, total=False):
     __pydantic_config__ = OPEN  # type: ignore[misc]
     architecture: Required[str]
     num_classes: Required[Classes]
-    label_names: list[str] | None
     model_args: Arguments
     pretrained_cfg: Pretrained
 
@@ -73,18 +72,43 @@ def checked(config: Any, file: str, where: str) -> dict[str, Any]:
     """
     if not isinstance(config, dict) or "architecture" not in config:
         raise SourceError(f"{file} of {where} is not a timm config: it names no architecture.")
-    if "pretrained_cfg" not in config:  # timm's older layout, one flat dictionary
+    if "pretrained_cfg" not in config and "model_args" not in config:  # timm's older layout, one flat dictionary
         config = {"architecture": config["architecture"], "pretrained_cfg": config}
+    config = without_nulls(config)
     nested = config["pretrained_cfg"]
     for key in ("num_classes", "label_names"):
         if key not in config and isinstance(nested, dict) and key in nested:
             config[key] = nested[key]
     if config.get("num_classes") is None:
         raise SourceError(f"{file} of {where} does not say how many classes there are (num_classes).")
+    overridden = {"num_classes": config["num_classes"]} if isinstance(nested, dict) and "num_classes" in nested else {}
     try:
-        _SCHEMA.validate_python(config)
+        _SCHEMA.validate_python({**config, "pretrained_cfg": {**nested, **overridden} if overridden else nested})
+        labels_in(config, config["num_classes"])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SourceError(f"{file} of {where} makes no sense: {first['msg']} (at {place}).") from error
+    except ValueError as error:
+        raise SourceError(f"{file} of {where} makes no sense: Input should be a list of names (at {error}).") from error
     return dict(config)
+
+
+def without_nulls(config: dict[str, Any]) -> dict[str, Any]:
+    """A config in which null arguments are none, and single numbers are the lists that they stand for."""
+    arguments = config.get("model_args")
+    nested = {} if config.get("pretrained_cfg") is None else config["pretrained_cfg"]
+    if isinstance(nested, dict):
+        lists = {key: [nested[key]] for key in ("mean", "std") if is_number(nested.get(key))}
+        sides = {k: [3, nested[k], nested[k]] for k in ("input_size", "test_input_size") if is_number(nested.get(k))}
+        nested = {**nested, **lists, **sides} if lists or sides else nested
+    found = {**config, "pretrained_cfg": nested}
+    if isinstance(arguments, dict):
+        found["model_args"] = {key: value for key, value in arguments.items() if value is not None}
+    elif "model_args" in config and arguments is None:
+        found["model_args"] = {}
+    return found
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,6 +1,9 @@
 """timm behind the boundary: from its config to a network and to the images that it takes, and back to a config."""
 
+import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from hfmega.errors import SourceError
 from hfmega.models import config
+from hfmega.models.label_names import labels_in
 from hfmega.models.library import CardFacts, Spec, record_of
 from hfmega.models.preprocessing import Preprocessing
 
@@ -20,6 +24,13 @@ NAME: Final = "timm"
 PACKAGES: Final = ("timm",)
 # What of a config reaches timm's constructors. Configs come from anyone: nothing that names a file, a class or a place.
 ARGUMENTS: Final = frozenset({"num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate"})
+# Numbers and switches that timm's exporter records beside them.
+PLAIN: Final = frozenset(
+    {"dynamic_img_size", "dynamic_img_pad", "strict_img_size", "class_token", "reg_tokens", "no_embed_class", "qk_norm"}
+    | {"init_values", "drop_block_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate"}
+    | {"output_stride", "patch_size", "window_size", "bn_eps", "bn_momentum", "zero_init_last", "qkv_bias", "fc_norm"}
+    | {"final_norm", "pre_norm", "always_partition", "conv_mlp", "ls_init_value", "head_init_scale", "stem_width"}
+)
 PRETRAINED: Final = frozenset(
     {"input_size", "test_input_size", "fixed_input_size", "min_input_size", "pool_size", "interpolation", "crop_pct"}
     | {"test_crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "tag", "architecture"}
@@ -34,30 +45,55 @@ def read(document: Any, path: Path, where: str) -> Spec:
 def spec_of(document: Mapping[str, Any]) -> Spec:
     """The spec of a timm config that was checked, or made here."""
     arguments = {name: value for name, value in document.get("model_args", {}).items() if name != "num_classes"}
-    labels = document.get("label_names")
-    return Spec(
+    found: dict[str, Any] = dict(document.get("pretrained_cfg", {}), architecture=document["architecture"])
+    asked: dict[str, Any] = resolve_data_config({}, pretrained_cfg=found)
+    spec = Spec(
         library=NAME,
         architecture=document["architecture"],
         classes=document["num_classes"],
-        labels=None if labels is None else tuple(labels),
-        preprocessing=preprocessing_of(document),
+        labels=labels_in(document, document["num_classes"]),
+        preprocessing=preprocessing_of(document["architecture"], asked),
         arguments=arguments,
         record=record_of(document),
         config=document,
     )
+    if disagree(arguments, spec.preprocessing.input_size):
+        spec = replace(spec, preprocessing=preprocessing_of(spec.architecture, asked_by(spec, found)))
+    return spec
 
 
-def preprocessing_of(document: Mapping[str, Any]) -> Preprocessing:
-    """What a timm config says of its images.
+def asked_by(spec: Spec, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm says of the images of a network whose arguments and `pretrained_cfg` (found) disagree."""
+    with torch.device("meta"):
+        model = build(spec, seed=0)
+    if importlib.util.find_spec("timm.data.model_config"):  # since 1.0.31
+        resolve = importlib.import_module("timm.data.model_config").resolve_input_data_config
+        logging.getLogger("timm.data.model_config").setLevel(logging.ERROR)
+        return dict(resolve(model, pretrained_cfg=found))
+    channels, *sides = spec.preprocessing.input_size
+    side = spec.arguments.get("img_size")
+    size = side if isinstance(side, list | tuple) else [side or part for part in sides]
+    asked = {**found, "input_size": (spec.arguments.get("in_chans", channels), *size)}
+    return dict(resolve_data_config({}, pretrained_cfg=asked))
 
-    Raises SourceError when mean and standard deviation are not those of as many channels as the network takes.
+
+def disagree(arguments: Mapping[str, Any], size: tuple[int, int, int]) -> bool:
+    """Whether the arguments of a network ask for other images than its `pretrained_cfg`: then timm asks the network."""
+    side = arguments.get("img_size")
+    sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+    return arguments.get("in_chans", size[0]) != size[0] or (side is not None and sides != size[1:])
+
+
+def preprocessing_of(architecture: str, asked: Mapping[str, Any]) -> Preprocessing:
+    """What timm says of the images of a network; mean and std of another number of channels are averaged, as timm does.
+
+    Raises SourceError for channels that no image has.
     """
-    architecture = document["architecture"]
-    pretrained_cfg = {**document.get("pretrained_cfg", {}), "architecture": architecture}
-    found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
+    found = dict(asked)
     size, mean, std = (tuple(found.pop(key)) for key in ("input_size", "mean", "std"))
-    if size[0] not in (1, 3) or any(len(values) != size[0] for values in (mean, std)):
-        raise SourceError(f"{architecture} takes {size[0]} channels, which its mean and std do not fit.")
+    if size[0] not in (1, 3):
+        raise SourceError(f"{architecture} takes {size[0]} channels: hfmega reads images of 1 or 3.")
+    mean, std = (v if len(v) == size[0] else (sum(v) / len(v),) * size[0] for v in (mean, std))
     return Preprocessing(size, mean, std, found)
 
 
@@ -68,7 +104,7 @@ def build(spec: Spec, seed: int) -> nn.Module:
     """
     if not is_architecture(spec.architecture):
         raise SourceError(f"the architecture {spec.architecture!r} is unknown to timm {timm.__version__}: update timm.")
-    if surplus := sorted(spec.arguments.keys() - ARGUMENTS):
+    if surplus := sorted(k for k, v in spec.arguments.items() if k not in ARGUMENTS and not (k in PLAIN and plain(v))):
         raise SourceError(
             f"the config of {spec.architecture} has the constructor argument {surplus[0]!r}, which hfmega does not "
             f"pass on (it passes {', '.join(sorted(ARGUMENTS))})."
@@ -84,6 +120,13 @@ def build(spec: Spec, seed: int) -> nn.Module:
     except Exception as error:  # timm's constructors take what they get, and raise what they come upon
         raise SourceError(f"timm cannot build {spec.architecture} from this config: {error}") from error
     return model.eval()  # type: ignore[no-any-return]
+
+
+def plain(value: Any) -> bool:
+    """Whether an argument is a switch, a number of ordinary size, or a pair of such."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 2 and all(plain(part) for part in value)
+    return isinstance(value, bool | int | float) and abs(value) <= 4096  # a NaN is not
 
 
 def transform(spec: Spec) -> Callable[[Image.Image], Tensor]:

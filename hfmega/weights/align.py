@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, fx
 
-from hfmega.errors import SourceError
+from hfmega.errors import SourceError, step
 from hfmega.models.channels import Axis, Permutations, Space, Spaces
 from hfmega.models.library import Spec
 from hfmega.models.trace import spaces_of, state_names, trace
@@ -96,6 +96,7 @@ def match_activations(
     the same images; a space's correlations are summed over the layers where it is an activation of its own.
     """
     batch = min(batch_size, len(images))
+    reference, state = (in_float32(tensors) for tensors in (reference, state))
     exported = trace(spec, batch)
     wanted = {name for space in spaces.spaces for name, _ in space.nodes}
     sums: dict[tuple[str, int], Moments] = {}
@@ -111,6 +112,11 @@ def match_activations(
         for space in spaces.spaces
         if space.nodes
     }
+
+
+def in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as a network computes with it, in whatever precision it is stored."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def watch(
@@ -204,12 +210,13 @@ def align(method: Method, spec: Spec, states: Sequence[Mapping[str, Tensor]], im
         raise SourceError("--align activations needs calibration images: name them with --calibration-split.")
     spaces = spaces_of(spec)
     found: list[Permutations] = [{}]
-    for state in states[1:]:
-        if method == "weights":
-            found.append(match_weights(states[0], state, spaces))
-        else:
-            assert images is not None
-            found.append(match_activations(spec, states[0], state, spaces, images[:IMAGES]))
+    for number, state in enumerate(states[1:], 2):
+        with step(f"--align {method} of source {number} to source 1 ({spec.architecture})"):
+            if method == "weights":
+                found.append(match_weights(states[0], state, spaces))
+            else:
+                assert images is not None
+                found.append(match_activations(spec, states[0], state, spaces, images[:IMAGES]))
     return Alignment(tuple(found), spaces.notes)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from hfmega.errors import SourceError
 from hfmega.folder import CARD, CONFIG, WEIGHTS, write_atomically
 from hfmega.models.library import Spec
 from hfmega.models.library import read as read_spec
+from hfmega.weights.fitting import fitted
 from hfmega.weights.shards import INDEX, read_index, shards_of
 from hfmega.weights.tensors import read_tensors
 
@@ -121,14 +123,29 @@ def license_of(card: Path) -> str | None:
     return found if isinstance(found, str) and found.isprintable() else None
 
 
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl", ".pickle", ".th", ".pytorch")
+PARTLY: Final = re.compile(r"mp_rank_\d+_model_states")
+
+
+def conversion(where: str, file: str) -> str:
+    """How a person gets safetensors from a pickle. where: a folder, or a repository on the Hub."""
+    name = where.rpartition("/")[2]
+    here = Path(where).is_dir()
+    path = str(Path(where if here else name) / file)
+    first = "" if here else f"download it with `hf download {where} --local-dir {name}`, then "
+    return (
+        f"{first}convert its weights with `hfmega convert {shlex.quote(path)}` (in Python: "
+        f'`python -c "import hfmega; hfmega.convert({path!r})"`), which runs nothing of it.'
+    )
+
+
 def require_safetensors(where: str, files: Iterable[str]) -> None:
     names = set(files)
-    pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    pickles = sorted(n for n in names if n.endswith(PICKLES) or PARTLY.fullmatch(n))
     if not names & {WEIGHTS, INDEX} and pickles:
-        convert = f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')"
         raise SourceError(
-            f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: convert it "
-            f'with `python -c "import torch, safetensors.torch as s; {convert}"`.'
+            f"{where} has only a pickle checkpoint ({pickles[0]}), which can run code when it is loaded: "
+            + conversion(where, pickles[0])
         )
     for needed in ({CONFIG}, {WEIGHTS, INDEX}):
         if not names & needed:
@@ -148,7 +165,15 @@ STATISTICS: Final = ("running_mean", "running_var")
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. Raises SourceError for a broken file, a NaN or Inf in it, or a wrong index."""
+    """The tensors of a checkpoint, brought to what its network has (see `fitted`).
+
+    Raises SourceError for a broken file, a NaN or Inf in it, or a wrong index.
+    """
+    return fitted(checkpoint.spec, _read(checkpoint))
+
+
+def _read(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors as the files of a checkpoint have them."""
     if not checkpoint.shards:
         return read_tensors(checkpoint.weights, f"{checkpoint.name}: {WEIGHTS}")
     index = read_index(checkpoint.folder / INDEX, checkpoint.name)

@@ -42,7 +42,7 @@ def relate(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Kinship
     """
     layers = tuple(_layer(name, first[name], second[name]) for name in sorted(first) if first[name].is_floating_point())
     cosine = median([layer.cosine for layer in layers if layer.matrix] or [layer.cosine for layer in layers])
-    if all(torch.equal(first[name], second[name]) for name in first):
+    if all(first[n].dtype == second[n].dtype and torch.equal(first[n], second[n]) for n in first):
         return Kinship("identical", cosine, layers)
     return Kinship("shared trunk" if cosine >= TRUNK_COSINE else "independent", cosine, layers)
 

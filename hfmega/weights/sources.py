@@ -16,7 +16,8 @@ from hfmega.search.recipe import Recipe, Static
 from hfmega.settings import Genome
 from hfmega.weights import formulas
 from hfmega.weights.checkpoint import STATISTICS, Checkpoint
-from hfmega.weights.layout import Segments, flatten, groups_of, layout_of
+from hfmega.weights.fitting import expected_of
+from hfmega.weights.layout import Segments, Slot, flatten, groups_of, layout_of
 from hfmega.weights.noise import NOISE_CACHE_BYTES, NOISE_CACHE_BYTES_A_FLOAT, NoiseCache
 
 COPIED: Final = 1 << 22  # floats of a source: up to this size one call for all tensors is faster than one for each
@@ -68,6 +69,7 @@ class Sources:
         self.integers = {name: t.clone() for name, t in states[0].items() if not t.is_floating_point()}
         self._tensors, self._parts = self._laid_out(states)
         self.evidence: Mapping[str, Tensor] = {}
+        self._tied: list[tuple[Slot, Slot]] = []
         self._groups: dict[Genome, Segments] = {}
         self._scratch = torch.empty(max(part.stop - part.start for part in self._parts), device=self.device)
         limit = max(NOISE_CACHE_BYTES, NOISE_CACHE_BYTES_A_FLOAT * self.layout.size)
@@ -149,8 +151,15 @@ class Sources:
                 known = [self.evidence.get(f"{k}/{slot.name}") for k in leaves]
                 out[part] = static_tensor(static, slot.name, models, base, known).flatten()
 
+    def tie(self, twins: Mapping[str, str]) -> None:
+        """Let tensors be those of another name. twins: name to that other name."""
+        slots = {slot.name: slot for slot in self.layout.slots}
+        self._tied = [(slots[name], slots[one]) for name, one in twins.items() if name in slots and one in slots]
+
     def settle(self, out: Tensor) -> None:
         """Make a flat vector what a file can hold: variances not negative, values rounded to their saved dtype."""
+        for slot, one in self._tied:
+            out[slot.start : slot.stop] = out[one.start : one.stop]
         for slot in self.layout.slots:
             if slot.is_variance:
                 out[slot.start : slot.stop].clamp_(min=0.0)
@@ -198,7 +207,9 @@ def mix(
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
     spec = checkpoints[0].spec
     parameters = parameters_of(spec, outline(spec))  # only the names are needed
-    return Sources(states, parameters, device)
+    found = Sources(states, parameters, device)
+    found.tie(expected_of(spec).twins)
+    return found
 
 
 def rebuild(sources: Sources, recipe: Recipe, statistics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -114,7 +114,10 @@ BAD_INPUT: dict[str, tuple[Spoil, str]] = {
     "broken weights": (lambda a, b: [a, b, (b / "model.safetensors").write_bytes(b"\0" * 40)][:2], "cannot be read"),
     "no dataset": (lambda a, b: [a, b, "--dataset", "./nowhere"], "nowhere"),
     "no such column": (lambda a, b: [a, b, "--image-column", "picture"], "no column 'picture'"),
-    "label out of range": (lambda a, b: [a, b, *nine_classes(a, b)], "label 9, but the network has 9 classes"),
+    "label out of range": (
+        lambda a, b: [a, b, *nine_classes(a, b)],
+        "has 10 classes (0, 1, 2, ...), but the network has 9 and names none",
+    ),
     "overlap": (
         lambda a, b: [a, b, "--fitness-split", "test[:100]", "--test-split", "test"],
         "100 images are in both the fitness and the test split",
