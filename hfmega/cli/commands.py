@@ -27,7 +27,6 @@ from hfmega.cli.options import (
     run_options,
     token_option,
 )
-from hfmega.folder import REPORT
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
 from hfmega.settings.words import spelled
@@ -408,7 +407,6 @@ def shown(make: Callable[[], Any], folder: Path, output: Any, flags: dict[str, A
             phases.begin("publishing")
         output.table("On the test images", *card.comparison_rows(made))
         output.say(wording.verdict(made))
-        output.say(f"report: {folder / REPORT}")
         url = publish(folder, target, output, flags)
         output.finish(*after_merge(folder, made, url))
     output.result(folder, lineage.summary(made, folder, url))

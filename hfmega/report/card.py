@@ -141,7 +141,9 @@ def templates(folder: Path) -> Environment:
         autoescape=False,  # cards are Markdown; `inert` escapes
     )
     environment.filters.update(inert=inert, code=code, block=block, number=number, percent=percent, short=short)
-    environment.filters.update(count="{:,}".format, listed=wording.listed)
+    environment.filters.update(
+        count="{:,}".format, listed=wording.listed, duration=wording.duration, small=wording.small
+    )
     return environment
 
 

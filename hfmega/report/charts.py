@@ -8,7 +8,7 @@ from typing import Final
 from hfmega.report import figures, wording
 from hfmega.report.lineage import Interval, Lineage, NodeEntry
 from hfmega.report.style import shortened
-from hfmega.report.tree_figure import coefficient_of, inputs_of, is_left_out, leaf_order, node_depths
+from hfmega.report.tree_figure import inputs_of, leaf_order, node_depths, share_of, taken_directly
 
 ROW, SOURCE, NODE, GAP, EDGE = 62, 230, 170, 120, 10  # pixels of the tree
 LETTERS: Final = 29  # characters of a name in a source's box
@@ -185,6 +185,7 @@ def tree(lineage: Lineage) -> Tree:
         top = max(middle - height / 2, EDGE)
         boxes[node.name] = Box(f"merge-{number}", left, top, NODE, height, lines, last)
         links += [link(boxes[m], boxes[node.name], *weight_of(lineage, m, node)) for m in members]
+        links += [link(boxes[k], boxes[node.name], *weight_of(lineage, k, node)) for k in taken_directly(lineage, node)]
     height = max(box.top + box.height for box in boxes.values()) + EDGE
     return Tree(tuple(boxes.values()), tuple(links), max(b.left + b.width for b in boxes.values()) + EDGE, height)
 
@@ -200,10 +201,10 @@ def node_lines(lineage: Lineage, node: NodeEntry) -> tuple[str, ...]:
 
 def weight_of(lineage: Lineage, member: str | int, node: NodeEntry) -> tuple[float | None, str]:
     """How much of an input is in its merge, if that is one number; and the text beside its curve."""
-    if isinstance(member, int):
-        share = coefficient_of(lineage, member)
-        return share, f"\u00d7 {share:.4f}" if share else "left out"
-    return (0.0, "left out") if is_left_out(lineage, member, node) else (None, "")
+    share = share_of(lineage, member, node)
+    if share is None:
+        return None, ""
+    return share, f"\u00d7 {share:.4f}" if share else "left out"
 
 
 def link(start: Box, end: Box, share: float | None, text: str) -> Link:

@@ -121,7 +121,7 @@ def templates() -> Environment:
         finalize=shown_as_it_is,
     )
     environment.filters.update(number=number, percent=percent, short=short, count="{:,}".format, points=wording.points)
-    environment.filters.update(listed=wording.listed, model=wording.spoken)
+    environment.filters.update(listed=wording.listed, duration=wording.duration, model=wording.spoken)
     return environment
 
 

@@ -12,6 +12,7 @@ from matplotlib.path import Path as Curve
 from hfmega.report.lineage import Lineage, NodeEntry, SourceEntry
 from hfmega.report.style import BOX, FAINT, LOOKS, RULE, WIDTH, fitted, in_lines, sheet, shortened, write
 from hfmega.report.wording import RE_ESTIMATED
+from hfmega.search.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Box:
 COEFFICIENT: Final = 0.85  # inches between a source's box and its line, for the coefficient
 NODE: Final = 1.75
 GAP: Final = 1.1
+AVERAGES: Final = ("average", "greedy soup")  # which a run-off may keep in place of what was merged before
 
 
 def tree(lineage: Lineage) -> Figure:
@@ -101,19 +103,46 @@ def draw_sources(
     return {k: Box(0.25, right + COEFFICIENT, y) for k, y in zip(order, heights, strict=True)}
 
 
+def taken_directly(lineage: Lineage, node: NodeEntry) -> list[int]:
+    """The sources of a merge whose run-off kept an average of them, and nothing of the merges before it."""
+    chosen = node.chosen or (lineage.result.chosen if node is lineage.nodes[-1] else "")
+    if chosen.split(", ")[0] not in AVERAGES or all(isinstance(member, int) for member in inputs_of(lineage, node)):
+        return []
+    return [k for k, coefficient in enumerate(recipe_of(lineage, node).coefficients) if coefficient]
+
+
+def recipe_of(lineage: Lineage, node: NodeEntry) -> Recipe:
+    """The recipe of a merge; of the last one that of the lineage, which knows its own offsets."""
+    return lineage.recipe if node is lineage.nodes[-1] else node.recipe
+
+
+def goes_into(lineage: Lineage, leaf: int) -> NodeEntry:
+    """The merge that a source goes into: of a tree that is rarely the last one."""
+    averaged = [node for node in lineage.nodes if leaf in taken_directly(lineage, node)]
+    given = [node for node in lineage.nodes if leaf in inputs_of(lineage, node)]
+    return [lineage.nodes[-1], *reversed(given), *averaged][-1]
+
+
 def coefficient_of(lineage: Lineage, leaf: int) -> float:
-    """The coefficient of a source in the merge that it goes into: of a tree that is rarely the last one."""
-    into = next((node for node in lineage.nodes if leaf in inputs_of(lineage, node)), lineage.nodes[-1])
-    recipe = lineage.recipe if into is lineage.nodes[-1] else into.recipe
-    return recipe.coefficients[leaf]
+    """The coefficient of a source in the merge that it goes into."""
+    return recipe_of(lineage, goes_into(lineage, leaf)).coefficients[leaf]
 
 
 def is_left_out(lineage: Lineage, member: str, node: NodeEntry) -> bool:
     """Whether a merge kept nothing of one of its inputs that is itself a merge."""
+    if taken_directly(lineage, node):
+        return True
     below = next(other for other in lineage.nodes if other.name == member)
     recipe = lineage.recipe if node is lineage.nodes[-1] else node.recipe
     leaves = [k for k, coefficient in enumerate(below.recipe.coefficients) if coefficient]
     return not any(recipe.coefficients[k] for k in leaves)
+
+
+def share_of(lineage: Lineage, member: str | int, node: NodeEntry) -> float | None:
+    """How much of an input is in its merge; None where that is not one number, or another merge has it instead."""
+    if isinstance(member, int):
+        return coefficient_of(lineage, member) if goes_into(lineage, member) is node else None
+    return 0.0 if is_left_out(lineage, member, node) else None
 
 
 def said_of(source: SourceEntry) -> str:
@@ -143,11 +172,9 @@ def draw_nodes(axes: Axes, lineage: Lineage, leaves: dict[str | int, Box], depth
         right = end - (NODE + GAP) * (deepest - depths[node.name])
         box = boxes[node.name] = Box(right - NODE, right, (min(heights) + max(heights)) / 2)
         for member in members:
-            if isinstance(member, int):
-                share: float | None = coefficient_of(lineage, member)
-            else:
-                share = 0.0 if is_left_out(lineage, member, node) else None
-            connect(axes, boxes[member], box, share)
+            connect(axes, boxes[member], box, share_of(lineage, member, node))
+        for leaf in taken_directly(lineage, node):
+            connect(axes, boxes[leaf], box, coefficient_of(lineage, leaf))
         last = node is lineage.nodes[-1]
         lines = merged_lines(lineage) if last else [shortened(node.name, 20), f"{node.accuracy:.4f}"]
         label_node(axes, box, lines, LOOKS["merged"][0] if last else RULE)

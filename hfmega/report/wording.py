@@ -221,11 +221,12 @@ def credit(lineage: Lineage) -> str | None:
     if not controls:
         return taught
     alone = controls[0]
-    reached = "; ".join(f"{c.name}: {number(c.accuracy)} ({points(c.remainder)} left)" for c in controls)
-    return " ".join(filter(None, [taught])) + (
-        f"Of the gain of {points(lineage.result.accuracy - alone.start)} points over {alone.source}, "
-        f"{points(alone.remainder)} come from the other sources ({reached})."
+    reached = " and ".join(
+        f"{points(c.remainder, 1)} remain against the {c.name} ({percent(c.accuracy)})" for c in controls
     )
+    gain = points(lineage.result.accuracy - alone.start, 1)
+    left = f"Of the gain of {gain} points over {alone.source}, {reached}: these come from the other sources."
+    return " ".join(filter(None, [taught, left]))
 
 
 def beside_last_mile(lineage: Lineage) -> str | None:
@@ -252,5 +253,17 @@ def points(share: float, decimals: int = 2, sign: bool = True) -> str:
     return f"{round(100 * share, decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} second{'s' if round(seconds) > 1 else ''}"
+    return f"{seconds / 60:,.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
+
+
 def probability(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+    return f"p {small(p)}" if p < 0.0001 else f"p = {small(p)}"
+
+
+def small(p: float) -> str:
+    """A probability as a cell of a table."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

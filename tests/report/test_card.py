@@ -231,7 +231,8 @@ def test_license_is_inherited_when_all_sources_state_the_same(
     assert ((data.license_name, data.license_link) == (None, None)) == (expected != "other")
     for one in stated:
         assert f"| {one or 'none stated'} |" in text
-    assert ("do not all state the same license" in text) == (expected == "other")
+    assert ("do not all state the same license" in text) == (expected == "other" and any(stated))
+    assert ("none of the sources states one" in text) == (not any(stated))
 
 
 MEASURED = "(+1.6 points, 95 % interval 1.0 to 2.2, 10,000 test images)"
@@ -386,6 +387,27 @@ def test_an_inner_merge_is_fed_by_its_own_coefficients() -> None:
     tree = replace(made, nodes=(first, second, replace(last, inputs=("m1", "m2"), recipe=made.recipe)))
     assert [tree_figure.coefficient_of(tree, k) for k in range(4)] == [0.6, 1.0, 0.4, 0.0]
     assert [tree_figure.is_left_out(tree, name, tree.nodes[-1]) for name in ("m1", "m2")] == [True, False]
+
+
+def test_an_average_that_the_run_off_kept_is_drawn_from_its_sources() -> None:
+    """Not from the merges before it, of which it has nothing."""
+    made = chosen(lineage(("a", "b", "c")), "average", uniform_average(3))
+    last = replace(made.nodes[0], recipe=made.recipe, chosen="average")
+    first = replace(last, name="m1", inputs=("a", "b"), recipe=Recipe((0.0, 1.0, 0.0)), chosen="b")
+    tree = replace(made, nodes=(first, replace(last, inputs=("c", "m1"))))
+    assert [tree_figure.coefficient_of(tree, k) for k in range(3)] == [pytest.approx(1 / 3)] * 3
+    assert tree_figure.taken_directly(tree, tree.nodes[-1]) == [0, 1, 2]
+    assert tree_figure.is_left_out(tree, "m1", tree.nodes[-1])
+    assert tree_figure.share_of(tree, 0, first) is None
+    searched = replace(tree, nodes=(first, replace(tree.nodes[-1], chosen="search")))
+    assert tree_figure.taken_directly(searched, searched.nodes[-1]) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 second"), (61.2, "61 seconds"), (300, "5 minutes"), (9000, "2.5 hours")]
+)
+def test_a_time_is_said_as_a_person_does(seconds: float, said: str) -> None:
+    assert wording.duration(seconds) == said
 
 
 def test_leak_is_in_the_verdict_and_in_the_card(tmp_path: Path) -> None:
