@@ -193,7 +193,8 @@ def statistics(lineage: Lineage) -> str:
         f"Accuracy {number(result.accuracy)} (95 % interval {number(low)} to {number(high)}), mean loss "
         f"{number(result.loss)} nats."
     ]
-    if best is not None and result.p_value is not None:
+    itself = lineage.held is not None and is_itself(lineage)
+    if best is not None and result.p_value is not None and not itself:
         gain = Gain(
             said(best), result.gain, result.gain_interval, result.p_value, result.loss_gain, result.loss_gain_interval
         )
