@@ -122,7 +122,10 @@ def ask(folder: Path, content: bytes) -> tuple[tuple[Answer, ...], tuple[str, ..
     known = models(folder)
     image, remarks = _decode(content, known.spec.preprocessing.mode, "this file")
     pixels = library.transform(known.spec)(image)[None]
-    return answers(known, probabilities(known, pixels)), (*remarks, *known.missing)
+    return answers(known, probabilities(known, pixels)), (
+        *(f"This image has {remark}." for remark in remarks),
+        *known.missing,
+    )
 
 
 def disputed(folder: Path) -> tuple[Disputed, ...]:

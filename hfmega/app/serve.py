@@ -5,9 +5,11 @@ import shutil
 import socket
 import time
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Thread
 from typing import Any, Final
 
 from hfmega.errors import HfmegaError
@@ -38,6 +40,7 @@ def serve(base: Path | str, port: int | None = None, browser: bool = False) -> N
     os.environ.update({} if on_space else QUIET, GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")
     try:
         address = launch(base, uploads, port, browser, on_space)
+        Thread(target=warm, daemon=True).start()
         Output().say(f"the page is at {address} (Ctrl-C ends it; merges that run go on)")
         with suppress(KeyboardInterrupt):
             while True:
@@ -75,6 +78,12 @@ def launch(base: Path, uploads: str, port: int | None, browser: bool, on_space: 
     except OSError as error:
         raise HfmegaError(f"the page cannot be served ({error}): name another --port.") from error
     return str(address)
+
+
+def warm() -> None:
+    """Import what the first look at a checkpoint needs: it takes seconds, in which the page can be read."""
+    for name in ("hfmega.hub.pull", "hfmega.models.library", "hfmega.weights.mergeable", "hfmega.evaluation.network"):
+        import_module(name)
 
 
 def check_free(port: int) -> None:

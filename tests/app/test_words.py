@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -146,3 +148,29 @@ def test_a_search_that_has_just_begun_has_no_chart() -> None:
     assert charts.search(Live("search")) == ""
     one = charts.search(Live("search", (("merge", (Generation(0.5, 0.4),)),), planned=1))
     assert one.count("<circle") == 2
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance by WCAG 2, of #rrggbb."""
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("selector", "page", "panel"), [(":root", "#ffffff", "#f8fafc"), (".dark", "#0b0f19", "#1f2937")]
+)
+def test_coloured_words_can_be_read_on_both_pages(selector: str, page: str, panel: str) -> None:
+    css = (Path(words.__file__).parent / "page.css").read_text()
+    block = css.split(f"{selector} {{")[1].split("}")[0]
+    colours = dict(re.findall(r"--hf-([\w-]+): (#[0-9a-f]{6})", block))
+    for name, colour in colours.items():
+        if not name.endswith("-bg"):
+            grounds = [page, panel, *([colours[f"{name}-bg"]] if f"{name}-bg" in colours else [])]
+            assert all(contrast(colour, ground) >= 4.5 for ground in grounds), (name, colour)
+    assert len(colours) == 11
