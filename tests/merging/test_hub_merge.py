@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 from support.commands import Done, run, run_all
 from support.hub import Fault, Hub, client
 from support.hub.cards import check
@@ -92,6 +95,21 @@ def test_the_card_passes_the_validation_of_the_hub_and_names_its_sources(merged:
     assert (data.base_model, data.base_model_relation) == ([kept], "finetune")
     assert "merge" not in data.tags
     assert data.eval_results[0].metric_value == pytest.approx(merged[1]["accuracy"])
+
+
+def test_a_tampered_evaluation_result_is_found(
+    environment: dict[str, str], merged: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(merged[0], tmp_path / "out")
+    path = folder / ".eval_results" / "hfmega.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert entry.value == pytest.approx(merged[1]["accuracy"], abs=5e-5)
+    path.write_text(path.read_text().replace(f"value: {entry.value}", "value: 0.9999"))
+    done = run("verify", folder, "--json", environment=environment)
+    assert done.code == 1
+    failed = [check for check in json.loads(done.stdout)["checks"] if not check["ok"]]
+    assert [check["name"] for check in failed] == ["card"]
+    assert ".eval_results/hfmega.yaml does not say what the lineage says" in failed[0]["detail"]
 
 
 def test_timm_loads_the_published_merge_with_the_accuracy_that_its_card_states(

@@ -111,6 +111,9 @@ def test_the_report_is_published_only_when_asked_for_and_its_images_only_by_name
     plain = published("--push-report")
     assert "hfmega replay ann/avg" in plain
     assert "data:image" not in plain
+    made = run("report", "ann/avg", "--json", cwd=tmp_path, environment=elsewhere).json  # of the lineage alone
+    assert made == {"output": "avg-report.html"}
+    assert (tmp_path / "avg-report.html").read_text(encoding="utf-8") == plain
     assert published("--push-images").count("data:image/png") == own.count("data:image/png")
     assert run("verify", "ann/avg", "--json", environment=elsewhere).json["verified"]
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("data:image/png") == own.count(

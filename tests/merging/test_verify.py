@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from support.commands import run_all
 from support.hub import Hub
 
+from hfmega.errors import HfmegaError
+from hfmega.hub import pull
 from hfmega.merging import verify
 from hfmega.merging.merge import merge
 from hfmega.models.library import read
@@ -225,13 +227,16 @@ def test_a_number_in_the_report_is_named_with_its_line(folder: Path) -> None:
 def test_an_image_in_the_report_is_held_against_those_that_the_merge_kept(folder: Path) -> None:
     image = thumbnails.thumbnail(torch.zeros(3, 8, 8, dtype=torch.uint8), "RGB")
     thumbnails.write([thumbnails.Disagreement("1", "1", "7", image)], folder)
-    path = page.write(lineage.read(folder / "lineage.json"), folder)
-    assert failed(folder) == {}
+    made = lineage.read(folder / "lineage.json")
+    path = page.write(made, folder)
+    merge = verify.Merge(pull.pull(str(folder)), folder, made)
+    verify.same_card(merge)
     text = path.read_text()
     path.write_text(text.replace("base64,iVBOR", "base64,AAAAA", 1))
-    assert "report.html does not say" in failed(folder)["card"]
+    with pytest.raises(HfmegaError, match="report.html does not say"):
+        verify.same_card(merge)
     path.write_text(page.without_images(text))  # left out: as the user likes
-    assert failed(folder) == {}
+    verify.same_card(merge)
 
 
 def test_disagreements_that_make_another_gain_are_found(folder: Path) -> None:
