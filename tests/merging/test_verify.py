@@ -233,7 +233,7 @@ def test_an_image_in_the_report_is_held_against_those_that_the_merge_kept(folder
     verify.same_card(merge)
     text = path.read_text()
     path.write_text(text.replace("base64,iVBOR", "base64,AAAAA", 1))
-    with pytest.raises(HfmegaError, match="report.html does not say"):
+    with pytest.raises(HfmegaError, match=r"report\.html does not say"):
         verify.same_card(merge)
     path.write_text(page.without_images(text))  # left out: as the user likes
     verify.same_card(merge)
