@@ -20,9 +20,30 @@ from hfmega.models import config
 from hfmega.models.names import Names
 from hfmega.models.preprocessing import Preprocessing
 
-LIBRARIES: Final = {"timm": "hfmega.models.timm_library", "transformers": "hfmega.models.transformers_library"}
-WRAPPED: Final = ("timm_wrapper",)  # networks of timm, as transformers writes them
+WRAPPED: Final = "timm_wrapper"  # the type of networks of timm, as transformers writes them
 SCRATCH: Final = "timm"  # the library of networks that are trained from random weights
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a library's module is. knows: whether a config is one of its; extra: what it needs beside hfmega."""
+
+    module: str
+    knows: Callable[[Mapping[str, Any]], bool]
+    extra: str | None = None
+
+
+def is_native(document: Mapping[str, Any]) -> bool:
+    """Whether a config is one of transformers, of a network that is not timm's."""
+    kind = document.get("model_type")
+    return isinstance(kind, str) and kind != WRAPPED
+
+
+# Who is asked first stands first; who takes a config that nobody knows says what is wrong with it.
+LIBRARIES: Final = {
+    "transformers": Home("hfmega.models.transformers_library", is_native, extra="transformers"),
+    "timm": Home("hfmega.models.timm_library", lambda _: False),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,9 @@ class Library(Protocol):
     def merged_config(self, spec: Spec, tag: str | None) -> dict[str, Any]:
         """The config of a merge of networks of this spec; tag: in place of the first source's."""
 
+    def stage(self, tensor: str) -> str:
+        """The stage of a network that a tensor of its checkpoint belongs to."""
+
     def card_facts(self, spec: Spec) -> CardFacts:
         """What a model card says of the library."""
 
@@ -107,11 +131,11 @@ class Scratch(Library, Protocol):
 
 
 def _library(name: str) -> Library:
-    return cast(Library, import_module(LIBRARIES[name]))
+    return cast(Library, import_module(LIBRARIES[name].module))
 
 
 def _scratch() -> Scratch:
-    return cast(Scratch, import_module(LIBRARIES[SCRATCH]))
+    return cast(Scratch, import_module(LIBRARIES[SCRATCH].module))
 
 
 def read(path: Path, where: str) -> Spec:
@@ -120,15 +144,14 @@ def read(path: Path, where: str) -> Spec:
     Raises SourceError for a file that cannot be read, or in which something has no sense.
     """
     document = config.load(path, where)
-    kind = document.get("model_type") if isinstance(document, dict) else None
-    if not isinstance(kind, str) or kind in WRAPPED:
-        return _library("timm").read(document, path, where)
+    known = [name for name, home in LIBRARIES.items() if isinstance(document, dict) and home.knows(document)]
+    name = known[0] if known else SCRATCH
     try:
-        library = _library("transformers")
+        library = _library(name)
     except ImportError as error:
         raise SourceError(
-            f"{where} is a checkpoint of transformers ({kind[:60]}), which hfmega reads with the extra: "
-            "pip install 'hfmega[transformers]'."
+            f"{where} is a checkpoint of {name}, which hfmega reads with an extra: pip install "
+            f"'hfmega[{LIBRARIES[name].extra}]'."
         ) from error
     return library.read(document, path, where)
 
@@ -203,6 +226,11 @@ def transform(spec: Spec) -> Callable[[Image.Image], Tensor]:
 def merged_config(spec: Spec, tag: str | None) -> dict[str, Any]:
     """The config of a merge, as it is written into a file."""
     return _library(spec.library).merged_config(spec, tag)
+
+
+def stage_of(spec: Spec) -> Callable[[str], str]:
+    """From a tensor of the checkpoint to the stage of the network that it belongs to."""
+    return _library(spec.library).stage
 
 
 def card_facts(spec: Spec) -> CardFacts:

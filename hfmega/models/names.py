@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from hfmega.folder import INDEX, WEIGHTS
 
 T = TypeVar("T")
+CONTAINERS: Final = ("stages", "blocks", "layers", "features")  # whose children are the stages of timm's networks
 ELEMENTS: Final = 2**40  # of a tensor
 
 
@@ -51,6 +52,22 @@ class Names:
             return dict(tensors)
         surplus = {key: tensors.get(key, known[key]) for key in first.surplus if key in known}
         return first.in_file(self.in_network(tensors)) | surplus
+
+
+def in_container(tensor: str) -> str:
+    """The stage of a tensor of timm's networks: its first part, and the second one below a container of stages."""
+    first, *rest = tensor.split(".")
+    return ".".join([first, *(rest[:1] if first in CONTAINERS else [])])
+
+
+def to_first_number(tensor: str) -> str:
+    """The stage of a tensor of a network that lies below a prefix: its name up to the first number, else the module.
+
+    `vit.encoder.layer.3` of a vision transformer's fourth block, `resnet.encoder.stages.1` of a ResNet's second stage.
+    """
+    parts = tensor.split(".")
+    first = next((k for k, part in enumerate(parts) if part.isdigit()), None)
+    return tensor.rpartition(".")[0] if first is None else ".".join(parts[: first + 1])
 
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:

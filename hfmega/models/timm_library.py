@@ -18,10 +18,12 @@ from hfmega.errors import SourceError
 from hfmega.models import config
 from hfmega.models.label_names import labels_in
 from hfmega.models.library import CardFacts, Spec, record_of
+from hfmega.models.names import Names, in_container, shapes_in
 from hfmega.models.preprocessing import Preprocessing
 
 NAME: Final = "timm"
 PACKAGES: Final = ("timm",)
+PREFIX: Final = "timm_model."  # which transformers' TimmWrapper puts before each name, or not
 # What of a config reaches timm's constructors. Configs come from anyone: nothing that names a file, a class or a place.
 ARGUMENTS: Final = frozenset({"num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate"})
 # Numbers and switches that timm's exporter records beside them.
@@ -39,7 +41,11 @@ PRETRAINED: Final = frozenset(
 
 def read(document: Any, path: Path, where: str) -> Spec:
     """The spec of a timm config. Raises SourceError for one that makes no sense."""
-    return spec_of(config.checked(document, path.name, where))
+    found = spec_of(config.checked(document, path.name, where))
+    if found.config.get("model_type") is None:
+        return found
+    wrapped = [name for name in shapes_in(path.parent) if name.startswith(PREFIX)]
+    return replace(found, names=Names({name: name.removeprefix(PREFIX) for name in wrapped}))
 
 
 def spec_of(document: Mapping[str, Any]) -> Spec:
@@ -145,10 +151,17 @@ def merged_config(spec: Spec, tag: str | None) -> dict[str, Any]:
     return document
 
 
+def stage(tensor: str) -> str:
+    """The stage of a tensor, with or without the prefix of a wrapper."""
+    return in_container(tensor.removeprefix(PREFIX))
+
+
 def card_facts(spec: Spec) -> CardFacts:
     """What the Hub calls the library. timm knows hfmega's own networks only after `import hfmega`; transformers loads
     timm's (by its TimmWrapper).
     """
+    if spec.names.own:  # so named only transformers loads it
+        return CardFacts("transformers", (NAME,), registered=False, snippet="transformers")
     ours = spec.architecture.endswith("_cifar")
     return CardFacts("hfmega" if ours else NAME, () if ours else (NAME, "transformers"), registered=ours)
 

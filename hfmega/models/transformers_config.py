@@ -76,7 +76,7 @@ def bound(value: Any, where: str, key: str = "", limit: float = LARGEST) -> None
         for inner in value:
             bound(inner, where, key, limit)
     elif isinstance(value, int | float) and not abs(value) <= limit:
-        raise SourceError(f"config.json of {where} makes no sense: {value} is too large (at {key}).")
+        raise SourceError(f"config.json of {where} makes no sense: {value} is out of range (at {key}).")
 
 
 def labels_of(document: Mapping[str, Any], where: str) -> tuple[int, tuple[str, ...] | None]:

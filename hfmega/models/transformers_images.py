@@ -64,8 +64,8 @@ class Processor:
         sizes = {tuple(image.shape) for image in seen}
         if len(sizes) > 1:
             raise SourceError(
-                f"the images that {FILE} of {self._where} asks for have no common size ({' and '.join(map(str, sizes))}"
-                " of two images): it needs a size of two sides, or a crop."
+                f"the images that {FILE} of {self._where} asks for have no common size ({', '.join(map(str, sizes))}): "
+                "it needs a size of two sides, or a crop."
             )
         flat = [Image.new(self.mode, SHAPES[0], (grey,) * 3 if self.mode == "RGB" else grey) for grey in GREYS]
         low, middle, high = (self.official(image).double().amax((1, 2)) for image in flat)

@@ -19,7 +19,7 @@ from hfmega.folder import CONFIG, write_atomically
 from hfmega.folder import PREPROCESSOR as FILE
 from hfmega.models import config as files
 from hfmega.models.library import CardFacts, Spec, record_of
-from hfmega.models.names import Names, shapes_in
+from hfmega.models.names import Names, shapes_in, to_first_number
 from hfmega.models.transformers_config import checked, labels_of
 from hfmega.models.transformers_images import Processor
 from hfmega.models.transformers_names import mapped, numbered
@@ -176,6 +176,11 @@ def transform(spec: Spec) -> Callable[[Image.Image], Tensor]:
 def merged_config(spec: Spec, tag: str | None) -> dict[str, Any]:  # noqa: ARG001  (it has none)
     """The first source's config without its training record, without what is of the machine that wrote it."""
     return {k: v for k, v in spec.config.items() if k != "hfmega" and k not in LOCAL and not k.startswith("_")}
+
+
+def stage(tensor: str) -> str:
+    """The stage of a tensor, below the prefix of the network: a block of a vision transformer."""
+    return to_first_number(tensor)
 
 
 def card_facts(spec: Spec) -> CardFacts:

@@ -19,5 +19,5 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says of a fault, without its hints."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What a library says of a fault, on one line and not too long."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")

@@ -1,6 +1,6 @@
 """The float tensors of a state dict as one flat vector, and the groups of it that share coefficients."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfmega.errors import SourceError
+from hfmega.models.names import in_container
 from hfmega.settings import Genome
 
 SAVED_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-CONTAINERS: Final = ("stages", "blocks", "layers", "features")  # whose children are the stages of timm's networks
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Segments:
     count: int
 
 
-def groups_of(layout: Layout, genome: Genome) -> Segments:
+def groups_of(layout: Layout, genome: Genome, stage: Callable[[str], str] = in_container) -> Segments:
     """The groups of a genome, in the order of the flat vector. A channel is one output channel of one tensor.
 
-    The statistics of a BatchNorm go with its weight.
+    The statistics of a BatchNorm go with its weight. stage: from a tensor to its stage, as `models.names` has them.
     """
     names = {slot.name for slot in layout.slots}
     numbers: dict[tuple[str, int], int] = {}
@@ -95,16 +95,15 @@ def groups_of(layout: Layout, genome: Genome) -> Segments:
         owner = f"{module}.weight" if not slot.parameter and f"{module}.weight" in names else slot.name
         parts = slot.shape[0] if genome == "channel" and slot.shape else 1
         for part in range(parts):
-            owners.append(numbers.setdefault((group_name(owner, genome), part), len(numbers)))
+            owners.append(numbers.setdefault((group_name(owner, genome, stage), part), len(numbers)))
             sizes.append((slot.stop - slot.start) // parts)
     return Segments(np.array(owners, np.int64), np.array(sizes, np.int64), len(numbers))
 
 
-def group_name(tensor: str, genome: Genome) -> str:
+def group_name(tensor: str, genome: Genome, stage: Callable[[str], str]) -> str:
     """What the group of a tensor is called: `layer1` is a stage, `layer1.0.conv1` a layer."""
     if genome == "model":
         return ""
     if genome == "stage":
-        first, *rest = tensor.split(".")
-        return ".".join([first, *(rest[:1] if first in CONTAINERS else [])])
+        return stage(tensor)
     return tensor.rpartition(".")[0] if genome == "layer" else tensor

@@ -1,6 +1,6 @@
 """The checkpoints of a merge as tensors, and `materialize`, the only way from a recipe to weights."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hfmega import folder
 from hfmega.errors import SourceError
-from hfmega.models.library import outline, parameters_of
+from hfmega.models.library import outline, parameters_of, stage_of
+from hfmega.models.names import in_container
 from hfmega.search.recipe import Recipe, Static
 from hfmega.settings import Genome
 from hfmega.weights import formulas
@@ -62,10 +63,15 @@ class Sources:
     """
 
     def __init__(
-        self, states: Sequence[Mapping[str, Tensor]], parameters: Collection[str], device: torch.device | str = "cpu"
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        parameters: Collection[str],
+        device: torch.device | str = "cpu",
+        stage: Callable[[str], str] = in_container,
     ) -> None:
         self.layout = layout_of(states[0], parameters)
         self.device = torch.device(device)
+        self._stage = stage
         self.integers = {name: t.clone() for name, t in states[0].items() if not t.is_floating_point()}
         self._tensors, self._parts = self._laid_out(states)
         self.evidence: Mapping[str, Tensor] = {}
@@ -137,7 +143,7 @@ class Sources:
     def groups(self, genome: Genome) -> Segments:
         """The groups of a genome in this layout."""
         if genome not in self._groups:
-            self._groups[genome] = groups_of(self.layout, genome)
+            self._groups[genome] = groups_of(self.layout, genome, self._stage)
         return self._groups[genome]
 
     def _merge_static(self, recipe: Recipe, static: Static, out: Tensor) -> None:
@@ -207,7 +213,7 @@ def mix(
     """The checkpoints ready to be mixed; what their network calls parameters may get noise."""
     spec = checkpoints[0].spec
     parameters = parameters_of(spec, outline(spec))  # only the names are needed
-    found = Sources(states, parameters, device)
+    found = Sources(states, parameters, device, stage_of(spec))
     found.tie(expected_of(spec).twins)
     return found
 
