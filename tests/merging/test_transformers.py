@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 import transformers
 from support import third_library
 from support.commands import run
-from support.families import rename, write
+from support.families import edit, rename, write
 from support.hub import Hub, client
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -140,6 +140,7 @@ def wrapped(folder: Path, seed: int, prefix: bool) -> Path:
     )
     torch.manual_seed(seed)
     transformers.TimmWrapperForImageClassification(config).save_pretrained(folder)
+    edit(folder, lambda document: document.pop("model_args", None))
     if not prefix:
         rename(folder, lambda name: name.removeprefix("timm_model."))
     return folder

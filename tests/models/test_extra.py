@@ -43,7 +43,3 @@ def test_a_source_of_transformers_is_refused_with_the_name_of_the_extra(
         f"{sources[0]} is a checkpoint of transformers, which hfmega reads with an extra: "
         "pip install 'hfmega[transformers]'."
     )
-
-
-def test_a_source_of_timm_needs_no_transformers(tiny_sources: tuple[Path, Path], missing: None) -> None:
-    assert run("evaluate", tiny_sources[0], "--dataset", "digits", "--split", "test[:20]", "--json").json["total"] == 20
