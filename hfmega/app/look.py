@@ -112,11 +112,11 @@ def difference(checkpoints: Sequence[Any]) -> str | None:
 def related(found: tuple[Fact, ...], checkpoints: Sequence[Any]) -> Facts:
     """What the weights say. Tensors that do not fit are an answer, not an error."""
     from hfmega.models.library import has_statistics
-    from hfmega.weights.checkpoint import load_weights
+    from hfmega.weights.checkpoint import load_each
     from hfmega.weights.mergeable import check_mergeable
     from hfmega.weights.relation import loosest, outlook
 
-    states = [load_weights(checkpoint) for checkpoint in checkpoints]
+    states = load_each(checkpoints)
     try:
         check_mergeable(checkpoints, states)
     except HfmegaError as error:

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfmega.folder import PREPROCESSOR
 from hfmega.models import library, transformers_library
-from hfmega.weights.checkpoint import from_folder, load_weights
+from hfmega.weights.checkpoint import from_folder, load_weights, save_weights
 
 TOKEN = "hf_ann"
 SMALL = ("--population", 4, "--generations", 2, "--fitness-split", "train[:60]", "--test-split", "test[:60]", "--json")
@@ -234,3 +234,28 @@ def test_a_source_of_timm_imports_no_transformers(tiny_sources: tuple[Path, Path
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_sources[0])], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+@pytest.mark.system
+def test_a_pretrained_network_in_the_format_of_transformers_merges_with_one_of_timm(
+    shared_checkpoints: Path, shared_cifar: Path, tmp_path: Path
+) -> None:
+    """EfficientNet-Lite0 from ImageNet, fine-tuned twice: one as timm writes it, one as transformers does."""
+    first, second = (shared_checkpoints / f"effnet-ft{number}" for number in (1, 2))
+    other = tmp_path / "wrapped"
+    other.mkdir()
+    config = json.loads((second / "config.json").read_text())
+    config |= {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"], "model_args": None}
+    (other / "config.json").write_text(json.dumps(config))
+    state = load_file(second / "model.safetensors")
+    save_weights({f"timm_model.{name}": tensor for name, tensor in state.items()}, other / "model.safetensors")
+    few = ("--dataset", shared_cifar, "--split", "test[:100]", "--json")
+    assert run("evaluate", other, *few).json["correct"] == run("evaluate", second, *few).json["correct"] > 50
+    merge = ["--dataset", shared_cifar, "--method", "average", "--no-calibrate", "--test-split", "test[:50]"]
+    merge += ["--fitness-split", "train[:50]", "--calibration-split", "train[50:150]"]
+    for source, out in ((second, "plain"), (other, "mixed")):
+        done = run("merge", first, source, *merge, "-o", tmp_path / out)
+        assert done.code == 0, done.stderr
+    assert (tmp_path / "plain/model.safetensors").read_bytes() == (tmp_path / "mixed/model.safetensors").read_bytes()
+    assert run("replay", tmp_path / "mixed").code == 0
+    assert transformers.pipeline("image-classification", model=str(other)).model.num_labels == 10
