@@ -4,7 +4,7 @@ BIN := .venv/bin
 HFMEGA := $(BIN)/hfmega
 DIGITS := --dataset digits --image-size 8
 BRANCH := $(HFMEGA) train resnet8_cifar --init runs/demo/trunk $(DIGITS) --epochs 10 --lr 0.03 --batch-size 32 --quiet
-BRANCHES := runs/demo/branch-1 runs/demo/branch-2 runs/demo/branch-3 runs/demo/branch-4
+BRANCHES := $(foreach number,1 2 3 4 5 6,runs/demo/branch-$(number))
 
 # Checkpoints that are trained already: folders, or beginnings of Hub ids, separated by spaces. What is missing is trained.
 SOURCES ?=
@@ -14,21 +14,23 @@ SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 20
 
 .PHONY: demo demo-better test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench wheel clean
 
-demo: .venv/installed  ## merge four branches of a trunk, each of which saw other images of scikit-learn's digits
+demo: .venv/installed  ## merge six branches of a trunk, each of which saw other images of scikit-learn's digits
 	rm -rf runs/demo
 	$(HFMEGA) train resnet8_cifar $(DIGITS) --batch-size 64 --train-split 'train[:200]' --epochs 20 --seed 1 -o runs/demo/trunk
 	$(BRANCH) --train-split 'train[200:300]' --seed 11 -o runs/demo/branch-1
 	$(BRANCH) --train-split 'train[300:400]' --seed 12 -o runs/demo/branch-2
 	$(BRANCH) --train-split 'train[400:500]' --seed 13 -o runs/demo/branch-3
 	$(BRANCH) --train-split 'train[500:600]' --seed 14 -o runs/demo/branch-4
-	$(HFMEGA) merge $(BRANCHES) --dataset digits --fitness-split 'train[600:800]' --calibration-split 'train[:600]' \
-	    --test-split 'train[800:]+test' --tree flat --population 12 --generations 5 -o runs/demo/merged --json \
-	    > runs/demo/merged.json
+	$(BRANCH) --train-split 'train[600:700]' --seed 15 -o runs/demo/branch-5
+	$(BRANCH) --train-split 'train[700:800]' --seed 16 -o runs/demo/branch-6
+	$(HFMEGA) merge $(BRANCHES) --dataset digits --fitness-split 'train[800:900]+train[1197:]' \
+	    --calibration-split 'train[:800]' --test-split 'train[900:1197]+test' --tree flat \
+	    --population 12 --generations 5 -o runs/demo/merged --json > runs/demo/merged.json
 	@echo
-	@echo "Four branches, no image in common, one network of the same size. Three commands to try next:"
+	@echo "Six branches, no image in common, one network of the same size. Three commands to try next:"
 	@echo "  $(HFMEGA) verify runs/demo/merged"
-	@echo "  $(HFMEGA) inspect $(BRANCHES) --dataset digits"
-	@echo "  $(HFMEGA) merge runs/demo/branch-1 runs/demo/branch-2 --like runs/demo/merged -o runs/demo/two"
+	@echo "  $(HFMEGA) inspect runs/demo/branch-1 runs/demo/branch-2 --dataset digits --fitness-split 'train[800:900]'"
+	@echo "  $(HFMEGA) update-bn runs/demo/branch-1 --dataset digits --test-split 'train[900:1197]+test' -o runs/demo/updated"
 
 demo-better: demo  ## the demo, and a failure unless its merge is shown to be better than each of its sources
 	$(BIN)/python -c "import json; found = json.load(open('runs/demo/merged.json')); assert found['verdict'] == 'better', found"
