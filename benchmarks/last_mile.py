@@ -56,7 +56,7 @@ class Choice:
 
 
 BASELINE: Final = Choice()
-RATES: Final = (0.01, 0.003, 0.001, 0.0005)
+RATES: Final = (0.01, 0.003, 0.001, 0.0005, 0.0001)
 CHOICES: Final[dict[str, dict[str, Any]]] = {
     "baseline": {},
     "taught by itself": {"teacher": "itself"},
