@@ -54,8 +54,8 @@ def portrait(model: nn.Module) -> dict[str, str]:
 
 
 def spoken(value: Any) -> str | None:
-    """A setting in words; None for what is none, a tensor say."""
-    if isinstance(value, bool | int | float | str) or value is None:
+    """A setting in words; None for what is none of that kind, a tensor say."""
+    if isinstance(value, bool | int | float | str):
         return str(value)
     if isinstance(value, list | tuple):
         parts = [spoken(part) for part in value]
