@@ -82,7 +82,7 @@ def test_a_disk_that_fills_up_during_the_search_costs_nothing_but_the_wait(
         patch.setattr(os, "fsync", full)
         assert merge(tiny_sources, tmp_path / "out", monkeypatch) == 1
     assert "the disk is full; free some space, and the same command resumes" in complaint(capsys)
-    assert state_of(tmp_path / "out") == ["fingerprint", "holder", "phase.json", "progress.json", "settings.yaml"]
+    assert state_of(tmp_path / "out") == ["fingerprint", "phase.json", "progress.json", "settings.yaml"]
     assert merge(tiny_sources, tmp_path / "out", monkeypatch) == 0
     assert "resuming merge after generation 1 of 3" in capsys.readouterr().err
     assert made(tmp_path / "out") == made(whole)
