@@ -169,9 +169,9 @@ def typed(
     return told, gr.Slider(interactive=searches)
 
 
-def beside(sentence: str | None) -> tuple[str, ...]:
-    """A sentence beside the field that it is about, and nothing beside the others."""
-    field = words.field_of(sentence) if sentence else None
+def beside(sentence: str | None, field: words.Field | None = None) -> tuple[str, ...]:
+    """A sentence beside a field, else the one that it is about, and nothing beside the others."""
+    field = field or (words.field_of(sentence) if sentence else None)
     return tuple(words.problem(sentence) if one == field else "" for one in FIELDS)
 
 
@@ -194,8 +194,13 @@ def starter(base: Path, estimates: Estimates) -> Any:
         place = runs.place_of(base, name)
         try:
             folder = runs.merge_folder(base, name)
-            if not words.checked(text).get("sources"):
+        except HfmegaError as error:
+            yield (*beside(str(error), "name"), gr.skip())
+            return
+        try:
+            if not words.parsed(text).get("sources"):
                 raise HfmegaError("sources: choose at least two in the tab Pair.")
+            words.checked(text)
             if runs.status(base, name) == "running":
                 raise HfmegaError(f"-o {name} is running already: give this merge another name, or stop that one.")
             launch(base, name, text, folder)

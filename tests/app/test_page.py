@@ -132,6 +132,30 @@ def test_the_fields_of_the_first_tab_answer(merges: Path, tiny_sources: tuple[Pa
     assert pair.log("") == '<pre class="hf-log" role="status">starting …</pre>'
 
 
+def test_a_merge_that_cannot_start_says_why_beside_the_field(merges: Path) -> None:
+    from gradio import Request
+
+    from hfmega.app import merge
+
+    begin = merge.starter(merges, merge.Estimates(merges))
+    for name, text, field, sentence in [
+        ("../out", "sources: [a, b]", "name", "is not a name for a merge"),
+        ("new", "dataset: digits", "sources", "choose at least two in the tab Pair"),
+        ("new", "sources: [a, b]\nfitness-images: many", "images", "must be a whole number"),
+        ("new", "sources: [a, b]\nmethod: ties", "method", "needs the common start"),
+    ]:
+        (told,) = begin(name, text, Request(session_hash="window"))
+        assert sentence in told[merge.FIELDS.index(field)]
+        assert sum(bool(shown) for shown in told[: len(merge.FIELDS)]) == 1
+    assert "new" not in runs_of(merges)
+
+
+def runs_of(merges: Path) -> dict[str, str]:
+    from hfmega.app import runs
+
+    return dict(runs.names(merges))
+
+
 def test_a_run_is_shown_once_until_its_files_change(merges: Path) -> None:
     from hfmega.app import watch
 

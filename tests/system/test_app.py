@@ -33,9 +33,13 @@ UNREACHED: Final = """wanted => [...document.querySelectorAll(wanted)].filter(e 
     const box = e.getBoundingClientRect(), seen = getComputedStyle(e).visibility != 'hidden';
     return seen && box.width > 1 && box.height > 1 && !e.disabled && e.tabIndex >= 0 && !e.dataset.reached;
 }).map(e => e.outerHTML.slice(0, 160))"""
-REACH: Final = "(e => { const again = e.dataset.reached; e.dataset.reached = 1; return again })(document.activeElement)"
+REACH: Final = """(e => {
+    const again = e.dataset.reached && e != document.body;  // where focus is for a moment when a list closes
+    e.dataset.reached = 1;
+    return again || (e != document.body && getComputedStyle(e).outlineStyle == 'none' && 'no outline');
+})(document.activeElement)"""
 OUTSIDE: Final = """wanted => [...document.querySelectorAll(wanted)].filter(e => {
-    const box = e.getBoundingClientRect(), cut = e.tagName == 'BUTTON' && e.scrollWidth > e.clientWidth + 2;
+    const box = e.getBoundingClientRect(), cut = e.tagName == 'BUTTON' && e.scrollWidth > e.clientWidth + 12;
     return box.width > 1 && (box.left < -1 || box.right > innerWidth + 1 || cut);
 }).map(e => e.outerHTML.slice(0, 160))"""
 
@@ -173,7 +177,7 @@ def test_a_merge_from_the_first_click_to_its_card(
     fill(page, "target", "ann/clicked")
     page.locator("#push").click()
     page.wait_for_selector("#target-problem .hf-problem")
-    assert "HF_HUB_OFFLINE" in page.locator("#target-problem").inner_text()
+    assert "nothing could be published as ann/clicked" in page.locator("#target-problem").inner_text()
 
 
 def test_what_the_command_refuses_stands_beside_the_field(
@@ -186,8 +190,7 @@ def test_what_the_command_refuses_stands_beside_the_field(
     page.get_by_role("button", name="Search the Hub").click()
     page.get_by_role("button", name="Search", exact=True).click()
     page.get_by_text("Folders on this machine can still be merged.").wait_for()
-    page.reload()
-    page.wait_for_selector("#sources input")
+    page = window()
     choose_sources(page, tiny_sources)
     tab(page, "2 Merge")
     fill(page, "name", "../out")
@@ -243,7 +246,9 @@ def test_every_control_is_reached_with_the_keyboard_alone(
         page.evaluate("document.activeElement.blur()")
         for _ in range(90):
             page.keyboard.press("Tab")
-            if page.evaluate(REACH):
+            reached = page.evaluate(REACH)
+            assert reached != "no outline", page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+            if reached:
                 break
         assert page.evaluate(UNREACHED, CONTROLS) == [], name
 
