@@ -71,6 +71,7 @@ def test_columns_of_other_writers_are_found_and_read(kind: str, folder: Path, ti
     assert found["total"] == 30
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves the file open
 def test_labels_of_a_metadata_file_are_words(folder: Path, tiny_sources: tuple[Path, Path]) -> None:
     with (folder / "metadata.csv").open("w", newline="") as file:
         rows = csv.writer(file)
