@@ -27,6 +27,7 @@ from hfmega.cli.options import (
     run_options,
     token_option,
 )
+from hfmega.errors import step
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
 from hfmega.settings.words import spelled
@@ -123,7 +124,8 @@ def train(network: str, **flags: Any) -> None:
     names = {f.name for f in fields(TrainSettings)} & flags.keys()
     settings = TrainSettings(network, **{name: flags[name] for name in names if flags[name] is not None})
     with repository(push_target(flags["push_to_hub"], flags)) as target:
-        trained = run_train(settings, output)
+        with step(f"training {network}"):
+            trained = run_train(settings, output)
         for line in spoken(trained, settings.update_bn):
             output.say(line)
         publish(settings.output, target, output, flags)
@@ -209,7 +211,8 @@ def inspect(sources: tuple[str, ...], **flags: Any) -> None:
     from hfmega.merging.inspect import inspect as look
     from hfmega.report import expectations, inspection
 
-    found = look(settings, output)
+    with step(f"inspecting {' and '.join(sources)}"):
+        found = look(settings, output)
     path = inspection.write(found, settings.output)
     if found.compatible:
         output.table(f"On {found.images:,} held-out images ({found.split})", *inspection.rows(found))
@@ -253,7 +256,8 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
     output = open_output(flags)
     from hfmega.merging.replay import replay as run_replay
 
-    found = run_replay(source, sources, flags["output"])
+    with step(f"replaying {source}"):
+        found = run_replay(source, sources, flags["output"])
     output.say(f"rebuilt {found.sha256}\nlineage {found.expected}\n{'equal' if found.equal else 'DIFFERENT'}")
     output.result(found.sha256, {"sha256": found.sha256, "expected": found.expected, "equal": found.equal})
     sys.exit(0 if found.equal else 1)
@@ -273,9 +277,10 @@ def verify(source: str, dataset: str | None, sources: Path | None, retrain: bool
     use_cpu(flags["cpu"])
     from hfmega.merging import verify as proof
 
-    for check in proof.verify(source, dataset, sources, retrain):
-        output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
-        checks.append(check)
+    with step(f"verifying {source}"):
+        for check in proof.verify(source, dataset, sources, retrain):
+            output.say(f"{'ok' if check.ok else 'FAILED':6} {check.name}: {check.detail}")
+            checks.append(check)
     verified = all(check.ok for check in checks)
     fields_ = {"verified": verified, "checks": [asdict(check) for check in checks]}
     output.result("verified" if verified else "NOT verified", fields_)
