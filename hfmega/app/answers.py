@@ -10,7 +10,7 @@ from hfmega.errors import HfmegaError
 from hfmega.folder import CONFIG, LINEAGE
 
 MERGE: Final = "this merge"
-TOGETHER: Final = "ensemble of the sources"
+TOGETHER: Final = "ensemble"
 LOOKED: Final = 1000  # test images among which disagreement is looked for
 SHOWN: Final = 12  # images that are shown of them
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from hfmega.app.answers import Answer, Disputed
 from hfmega.app.runs import Live
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 250, 52, 40, 14, 14  # of a chart, in its own units
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 250, 74, 40, 14, 14  # of a chart, in its own units
 AXES: Final = {"accuracy": "Accuracy", "loss": "Mean loss (nats; lower is better)"}
 WAYS: Final = {  # a walk of `hfmega inspect`: in words, its class
     "as they are": ("as they are", "plain"),

@@ -164,7 +164,7 @@ def test_a_merge_from_the_first_click_to_its_card(
     digits.splits["test"][5]["image"].save(tmp_path / "digit.png")
     page.locator("#image input[type=file]").set_input_files(tmp_path / "digit.png")
     page.wait_for_selector("#answers .answer")
-    assert page.locator("#answers h4").all_inner_texts() == ["this merge", "s1", "s2", "ensemble of the sources"]
+    assert page.locator("#answers h4").all_inner_texts() == ["this merge", "s1", "s2", "ensemble"]
     shares = page.locator("#answers .answer.merged .share").all_inner_texts()
     assert 0 < sum(float(share.removesuffix(" %")) for share in shares) <= 100.1
     page.locator("#find").click()
