@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfmega import phases
 from hfmega.data.images import Split
@@ -47,7 +48,9 @@ def fisher(network: Network, recipe: Recipe, images: Split) -> dict[str, Tensor]
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     chunk = max(1, GRADIENTS // sum(p.numel() for p in parameters.values()))
     for x, y in zip(pixels.split(chunk), labels.split(chunk), strict=True):
-        for name, gradient in gradients(parameters, network.normalized(x), y).items():
+        with sdpa_kernel(SDPBackend.MATH):  # the other ways of attention know no batch of gradients
+            found = gradients(parameters, network.normalized(x), y)
+        for name, gradient in found.items():
             total[name] += gradient.square().sum(0)
     network.images_seen += 3 * len(pixels)  # a backward pass costs two forward ones
     phases.passed(3 * len(pixels))

@@ -202,7 +202,8 @@ def test_a_third_library_is_one_file_and_one_line(tmp_path: Path, monkeypatch: p
     "flags",
     [
         ("--method", "learned", "--genome", "stage"),
-        ("--method", "cma", "--genome", "layer"),
+        ("--method", "cmaes", "--population", 4, "--generations", 2),
+        ("--genome", "layer"),
         ("--genome", "stage"),
         ("--method", "fisher"),
         ("--method", "regmean"),
@@ -216,7 +217,7 @@ def test_a_third_library_is_one_file_and_one_line(tmp_path: Path, monkeypatch: p
     ],
 )
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_every_method_merges_and_is_verified(family: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_every_method_merges_and_is_verified(family: str, flags: tuple[str | int, ...], tmp_path: Path) -> None:
     sources = [write(family, tmp_path / str(seed), seed) for seed in (1, 2, 3)]
     given = [str(sources[2]) if flag == "BASE" else flag for flag in flags]
     small = SMALL[:-1] if "--genome" in flags or not {"--method", "--align"} & set(flags) else SMALL[4:-1]
