@@ -270,7 +270,7 @@ def references(bench: Bench) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, rows: Sequence[Row], known: dict[str, Any]) -> None:
+def write(folder: Path, rows: Sequence[Row], known: dict[str, Any], note: str) -> None:
     """The table as CSV and JSON, and the page."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"families": known, "rows": [asdict(row) for row in rows]}
@@ -279,7 +279,7 @@ def write(folder: Path, rows: Sequence[Row], known: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    text = card.render("last_mile.md.jinja", families=known, rows=rows)
+    text = card.render("last_mile.md.jinja", families=known, rows=rows, note=note)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=BASELINE.rate, help="of the baseline")
     parser.add_argument("--choices", nargs="*", default=[], choices=list(CHOICES), help="only some of them")
     parser.add_argument("--partial", action="store_true", help="take the sources of a family that are there")
+    parser.add_argument("--note", default="", help="a sentence of the page: what was run, and what was not")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/last-mile"))
     arguments = parser.parse_args()
     output, folder = Output(), arguments.output / "results"
@@ -308,8 +309,8 @@ def main() -> None:
                 output.say(
                     f"{family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f}), {rows[-1].seconds:.0f} s"
                 )
-                write(folder, rows, known)
-    write(folder, rows, known)
+                write(folder, rows, known, arguments.note)
+    write(folder, rows, known, arguments.note)
 
 
 if __name__ == "__main__":
