@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from hfmega.errors import SourceError
 from hfmega.models.label_names import fold, telling
-from hfmega.models.library import Spec
+from hfmega.models.library import Spec, is_native
 from hfmega.models.portrait import difference
 
 NETWORK: Final = "only checkpoints of one network can be merged."
@@ -101,7 +101,7 @@ def named(specs: Sequence[Spec]) -> Spec:
     if known is None or telling(specs[0].labels):
         return specs[0]
     config = dict(specs[0].config)
-    if "id2label" in config:
+    if "id2label" in config or is_native(config):
         config["id2label"] = {str(k): name for k, name in enumerate(known)}
         config["label2id"] = {name: k for k, name in enumerate(known)}
     else:
