@@ -3,6 +3,7 @@ import of that library."""
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,42 @@ def test_the_answers_are_those_of_the_official_pipeline(family: str, tmp_path: P
             seen = normalize(pixels(image)[None])
             assert (seen - expected["pixel_values"]).abs().max() < 1e-5
             assert (model(seen) - official.model(**expected).logits).abs().max() < 1e-5
+
+
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "ViT": {},
+    "DeiT": {},
+    "Beit": {"do_center_crop": True},
+    "ConvNext": {"size": {"shortest_edge": 224}, "crop_pct": 0.875},
+    "ConvNext at 384": {"size": {"shortest_edge": 384}},
+    "Bit": {},
+    "CLIP": {},
+    "Siglip": {},
+    "MobileNetV2": {},
+    "MobileViT": {},  # blue first
+    "EfficientNet": {"include_top": True},  # divides by the standard deviation twice
+    "EfficientNet with offset": {"rescale_offset": True, "include_top": False},
+    "Levit": {},
+    "Pvt": {},
+    "PoolFormer": {},
+    "PPLCNet": {},
+    "Perceiver": {},
+    "Segformer": {},
+}
+
+
+@pytest.mark.parametrize("kind", OFFICIAL)
+def test_pixels_are_those_of_the_official_processor(kind: str) -> None:
+    import transformers
+
+    from hfmega.models.transformers_images import Processor
+
+    official = getattr(transformers, f"{kind.split()[0]}ImageProcessor")(**OFFICIAL[kind])
+    ours = Processor(json.loads(official.to_json_string()), "vit", "RGB", "here")
+    normalize = ours.probe().normalizer(torch.device("cpu"))
+    for image in images():
+        expected = official(image, return_tensors="pt")["pixel_values"]
+        assert (normalize(ours.levels(image)[None]) - expected).abs().max() < 1e-5
 
 
 def test_names_are_those_of_the_file(tmp_path: Path) -> None:
