@@ -51,7 +51,7 @@ def read(document: Any, path: Path, where: str) -> Spec:
 def spec_of(document: Mapping[str, Any]) -> Spec:
     """The spec of a timm config that was checked, or made here."""
     arguments = {name: value for name, value in document.get("model_args", {}).items() if name != "num_classes"}
-    found: dict[str, Any] = dict(document.get("pretrained_cfg", {}), architecture=document["architecture"])
+    found: dict[str, Any] = dict(document.get("pretrained_cfg") or {}, architecture=document["architecture"])
     asked: dict[str, Any] = resolve_data_config({}, pretrained_cfg=found)
     spec = Spec(
         library=NAME,
@@ -75,7 +75,12 @@ def asked_by(spec: Spec, found: Mapping[str, Any]) -> dict[str, Any]:
     if importlib.util.find_spec("timm.data.model_config"):  # since 1.0.31
         resolve = importlib.import_module("timm.data.model_config").resolve_input_data_config
         logging.getLogger("timm.data.model_config").setLevel(logging.ERROR)
-        return dict(resolve(model, pretrained_cfg=found))
+        try:
+            return dict(
+                resolve(model, pretrained_cfg={key: value for key, value in found.items() if value is not None})
+            )
+        except Exception as error:  # it takes what a config says, and raises what it comes upon
+            raise SourceError(f"timm cannot tell which images {spec.architecture} takes: {error}") from error
     channels, *sides = spec.preprocessing.input_size
     side = spec.arguments.get("img_size")
     size = side if isinstance(side, list | tuple) else [side or part for part in sides]

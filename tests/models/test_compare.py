@@ -131,6 +131,7 @@ def test_what_is_harmless_is_taken_from_the_first_with_a_note(
         ({}, {"input_size": [1, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}, (1, 32, 32), (0.5,)),
         ({}, {"input_size": [3, 32, 32], "mean": 0.5, "std": 0.5}, (3, 32, 32), (0.5,) * 3),
         ({}, {"input_size": 48}, (3, 48, 48), (0.485, 0.456, 0.406)),
+        ({"in_chans": 1}, {"input_size": None}, (1, 224, 224), (0.449,)),
         ({"in_chans": None}, {"input_size": [3, 32, 32]}, (3, 32, 32), (0.485, 0.456, 0.406)),
     ],
 )
