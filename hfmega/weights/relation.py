@@ -64,7 +64,7 @@ def outlook(kinship: Kinship, statistics: bool) -> str:
 
     statistics: whether the networks have BatchNorm statistics.
     """
-    best = "best calibrated source" if statistics else "best source"
+    best = "best source (BN re-estimated)" if statistics else "best source"
     promise = {
         "identical": "there is nothing to merge",
         "shared trunk": "their averages usually work, so a merge can pay",
