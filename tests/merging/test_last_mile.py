@@ -231,7 +231,7 @@ def test_mirrored_images_are_shown_where_the_teacher_is_about_as_right_about_the
 
 
 def test_the_command_distills_and_says_what_it_did(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
-    few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--population", 3, "--generations", 1, "--json"]
+    few = ["--dataset", "digits", "--fitness-split", "train[:200]", "--population", 4, "--generations", 2, "--json"]
     last = ["--distill", "--distill-split", "train[900:1000]", "--last-epochs", 2, "--last-lr", 0.002]
     found = command("merge", *tiny_sources, *few, *last, "-o", tmp_path / "out").json
     mile, card = found["last_mile"], (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
