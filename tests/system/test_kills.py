@@ -124,12 +124,14 @@ class Merges:
         return "while the report is written"
 
     def made(self, name: str) -> tuple[Any, dict[str, bytes]]:
-        """The lineage without the seconds, and every file that lies there."""
+        """The lineage without its date and its seconds, and every file that lies there without these."""
         folder = self.place / name
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         lineage = json.loads(files.pop("lineage.json"))
+        date = lineage.pop("date").encode()
         del lineage["seconds"]
-        files["README.md"] = re.sub(rb" in [\d,]+ seconds", b"", files["README.md"])
+        for page in ("README.md", "report.html"):
+            files[page] = re.sub(rb"\b[\d,.]+ (seconds?|minutes)", b"", files[page]).replace(date, b"")
         return lineage, files
 
 
