@@ -33,7 +33,7 @@ class Output:
 
     def watch(self) -> "Output":
         """Show how far the command has come, until `close`."""
-        if not self._console.quiet:
+        if not self._console.quiet and self._display is None:
             self._display = Display(self._console)
         return self
 

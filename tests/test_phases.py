@@ -148,7 +148,7 @@ def test_a_muted_output_shows_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     with Output(muted=True):
         phases.begin("search", 100)
     assert capsys.readouterr().err == ""
-    with Output():
+    with Output().watch():  # which is watched once
         phases.begin("search", 100)
     assert capsys.readouterr().err == "search, 100 images\n"
     assert phases.WATCH.get() is None

@@ -601,7 +601,7 @@ def test_the_console_obeys_no_text_from_outside(text: str, capsys: pytest.Captur
     output = Output()
     output.say(text)
     output.table(text, [text, "b"], [[text, text]])
-    with output.watch():
+    with output:
         phases.begin(text, 3)
     seen = capsys.readouterr().err
     assert seen.replace("\n", "").isprintable()
