@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hfmega.errors import printable
-from hfmega.phases import WATCH, Phases, Watch, clock_of, spoken
+from hfmega.phases import WATCH, Phases, Watch, clock_of, duration
 
 SILENCE: Final = 30.0  # seconds after which a log, which has no bar, gets a line
 
@@ -76,7 +76,7 @@ class Output:
     def finish(self, result: str, steps: Iterable[str]) -> None:
         """The end of a command: how long it took, what it made, and commands to try next."""
         self.close()
-        self.say(f"done in {spoken(time.monotonic() - self._started)}: {result}")
+        self.say(f"done in {duration(time.monotonic() - self._started)}: {result}")
         for number, command in enumerate(steps):
             self.say(f"{'     ' if number else 'next:'} {command}")
 
@@ -119,7 +119,7 @@ class Display:
             before = f"{phases.done:,.0f} of " if phases.done else ""
             parts.append(f"{before}{phases.total:,.0f} images")
         if left is not None:
-            parts.append(f"about {spoken(left)} to go")
+            parts.append(f"about {duration(left)} to go")
         self._console.print(printable(", ".join(parts)), markup=False)
         self._said = time.monotonic()
 

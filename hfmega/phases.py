@@ -234,12 +234,13 @@ def inside(name: str) -> Iterator[None]:
         yield
 
 
-def spoken(seconds: float) -> str:
-    """A duration in the unit that fits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+def duration(seconds: float) -> str:
+    """A time as a person says it: in the unit that fits, a decimal where a whole number would say too little."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:,.1f} hours"
+    if seconds >= 90:
+        return f"{seconds / 60:.{1 if seconds < 180 else 0}f} minutes"
+    return f"{max(round(seconds), 1)} second{'s' if round(seconds) > 1 else ''}"
 
 
 def clock_of(seconds: float) -> str:

@@ -12,7 +12,7 @@ from support.commands import run
 
 from hfmega import phases
 from hfmega.output import Display, Output, short
-from hfmega.phases import Phases, clock_of, spoken
+from hfmega.phases import Phases, clock_of, duration
 
 
 class Clock:
@@ -173,7 +173,7 @@ def test_on_a_terminal_of_80_columns_one_line_has_phase_images_and_eta() -> None
 def test_numbers_and_times_stay_short() -> None:
     assert [short(n) for n in (7, 99_999, 1_234_567, 123_456_789, 2.5e11)] == ["7", "99,999", "1,235k", "123M", "250G"]
     assert [clock_of(s) for s in (7.4, 61, 3600 * 3 + 2)] == ["0:07", "1:01", "3:00:02"]
-    assert [spoken(s) for s in (12, 120, 7200)] == ["12 seconds", "2.0 minutes", "2.0 hours"]
+    assert [duration(s) for s in (12, 120, 7200)] == ["12 seconds", "2.0 minutes", "2.0 hours"]
 
 
 def test_without_a_terminal_each_phase_is_a_line(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

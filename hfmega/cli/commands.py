@@ -2,16 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import rich_click as click
 
-from hfmega import __version__, phases
+from hfmega import __version__
 from hfmega.cli.config import merge_settings
+from hfmega.cli.display import close_output, open_output
 from hfmega.cli.errors import code_of, hide_token, show, terminable
 from hfmega.cli.options import (
     common_options,
@@ -27,12 +28,10 @@ from hfmega.cli.options import (
     run_options,
     token_option,
 )
+from hfmega.cli.publishing import publish, push_target, shown
 from hfmega.errors import step
 from hfmega.launch import DISTRIBUTED, Terminated, leave
 from hfmega.settings import MergeSettings, default_folder
-from hfmega.settings.words import spelled
-
-OPEN: Final[list[Any]] = []  # the output of the command that runs
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -65,12 +64,12 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
     use_cpu(flags["cpu"])
     from hfmega.merging import estimate
     from hfmega.merging.merge import merge as run_merge
-    from hfmega.phases import spoken
+    from hfmega.phases import duration
 
     if flags["dry_run"]:
         found = estimate.estimate(settings)
         output.table("What this merge would do", *estimate.described(found))
-        output.result(spoken(found.seconds), asdict(found))
+        output.result(duration(found.seconds), asdict(found))
         return
     shown(partial(run_merge, settings, output), settings.output, output, flags)
 
@@ -397,83 +396,10 @@ def inspect_settings(sources: tuple[str, ...], flags: dict[str, Any]) -> MergeSe
     )
 
 
-def shown(make: Callable[[], Any], folder: Path, output: Any, flags: dict[str, Any]) -> None:
-    """Make a merge, show its comparison and verdict, publish it if asked. Processes but the main one make no result."""
-    from hfmega.hub.push import repository
-    from hfmega.report import card, lineage, wording
-
-    with repository(push_target(flags["push_to_hub"], flags)) as target:
-        made = make()
-        if made is None:
-            return
-        if target is None:
-            output.close()
-        else:
-            phases.begin("publishing")
-        output.table("On the test images", *card.comparison_rows(made))
-        output.say(wording.verdict(made))
-        url = publish(folder, target, output, flags)
-        output.finish(*after_merge(folder, made, url))
-    output.result(folder, lineage.summary(made, folder, url))
-
-
-def after_merge(folder: Path, made: Any, url: str | None) -> tuple[str, list[str]]:
-    """What a merge left behind, and commands to try next."""
-    from hfmega.folder import CARD
-
-    files = (("card", CARD), ("report", "report.html"))
-    there = [f"{what} {folder / name}" for what, name in files if (folder / name).is_file()]
-    steps = [f"hfmega verify {folder}", f"hfmega evaluate {folder}"]
-    publishes = url is None and not made.stands
-    return ", ".join(there), [*steps, *([f"hfmega push {folder} user/name"] if publishes else [])]
-
-
 def use_cpu(cpu: bool) -> None:
     """Accelerate reads its device from the environment."""
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-
-
-def open_output(flags: dict[str, Any]) -> Any:
-    """The output sink of this process, which shows from now on how far it is: only the main one speaks."""
-    from hfmega.output import Output
-
-    muted = os.environ.get("RANK", "0") != "0"
-    OPEN.append(Output(flags["as_json"], muted, flags["verbose"], flags["quiet"]).watch())
-    return OPEN[-1]
-
-
-def close_output() -> None:
-    """Take the display away, so that what is said last stays."""
-    while OPEN:
-        OPEN.pop().close()
-
-
-def push_target(repo_id: str | None, flags: dict[str, Any]) -> Any:
-    """Where to publish, if anywhere."""
-    from hfmega.hub.push import Push
-
-    if repo_id is None:
-        return None
-    repo_id = spelled(repo_id).removeprefix("hf://")
-    return Push(repo_id, flags["private"], flags["create_pr"], flags["commit_message"])
-
-
-def publish(folder: Path, target: Any, output: Any, flags: dict[str, Any]) -> str | None:
-    """Push a folder if there is a target; where it went, if anywhere."""
-    from hfmega.merging.publish import publish as publish_folder
-
-    if target is None:
-        return None
-    anyway, sources = flags.get("push_anyway", False), flags.get("push_sources", False)
-    return publish_folder(folder, target, output, anyway, sources, report_wanted(flags))
-
-
-def report_wanted(flags: dict[str, Any]) -> Any:
-    """Whether report.html is published, and with the test images that it shows."""
-    if flags.get("push_images"):
-        return "with images"
-    return "without images" if flags.get("push_report") else "no"
 
 
 def say_start(arguments: Sequence[str]) -> None:

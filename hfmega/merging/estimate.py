@@ -11,7 +11,7 @@ import torch
 from hfmega import phases
 from hfmega.data.dataset import describe
 from hfmega.data.images import Split
-from hfmega.data.splits import SplitPlan, plan_splits
+from hfmega.data.splits import SplitPlan
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
@@ -20,10 +20,10 @@ from hfmega.merging.controls import EPOCHS, LEARNING_RATES
 from hfmega.merging.last_mile import rates
 from hfmega.merging.lesson import BATCH_SIZE, epochs_of, scheduled
 from hfmega.merging.pairing import Node, plan
-from hfmega.merging.prepare import choose_dataset, columns_of, looked_at
+from hfmega.merging.prepare import choose_dataset, columns_of, looked_at, planned
 from hfmega.models.fit import seconds_per_step
 from hfmega.models.library import Spec, build, has_statistics, normalizer, parameters_of, sizes, state_of
-from hfmega.phases import spoken
+from hfmega.phases import duration
 from hfmega.search.recipe import Recipe
 from hfmega.settings import MergeSettings
 from hfmega.weights.sources import Sources
@@ -55,13 +55,7 @@ def estimate(settings: MergeSettings) -> Estimate:
     previews = [pull.preview(source) for source in settings.pulled]
     checkpoints = [preview.checkpoint for preview in previews]
     dataset, download = describe(choose_dataset(settings, checkpoints), *columns_of(settings))
-    rows = plan_splits(
-        dataset,
-        [c.record for c in checkpoints],
-        settings.splits,
-        distills=settings.unlabelled,
-        chooses=settings.chooses,
-    )
+    rows = planned(dataset, checkpoints, settings)
     spec = checkpoints[0].spec
     statistics = has_statistics(spec)
     read = looked_at(rows, settings, statistics)
@@ -204,8 +198,8 @@ def described(found: Estimate) -> tuple[list[str], list[list[str]]]:
         ["evaluations", f"{found.evaluations:,}"],
         ["images through the network", f"{found.images_seen:,}"],
         ["images per second (probe)", f"{found.images_per_second:,.0f}"],
-        ["estimated time", spoken(found.seconds)],
-        *([["of it the last mile", spoken(found.last_mile_seconds)]] if found.last_mile_seconds else []),
+        ["estimated time", duration(found.seconds)],
+        *([["of it the last mile", duration(found.last_mile_seconds)]] if found.last_mile_seconds else []),
         ["peak memory", f"{found.peak_bytes / 1e9:.1f} GB"],
         ["to download", f"{found.download_bytes / 1e6:,.1f} MB"],
     ]

@@ -102,13 +102,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         output.say(outlook(loosest(states), statistics))
     with state.main_process_first():
         dataset = open_dataset(choose_dataset(settings, checkpoints), *columns_of(settings))
-    plan = plan_splits(
-        dataset,
-        [c.record for c in checkpoints],
-        settings.splits,
-        distills=settings.unlabelled,
-        chooses=settings.chooses,
-    )
+    plan = planned(dataset, checkpoints, settings)
     reads = looked_at(plan, settings, statistics)
     phases.begin("images", sum(map(len, reads.values())), "reads")
     splits = load_splits(dataset, reads, spec, plan.augmented)
@@ -156,6 +150,12 @@ def no_calibration(settings: MergeSettings, spec: Spec, statistics: bool) -> str
         return f"{asked} needs calibration images: name them with --calibration-split."
     what = f"{asked} re-estimates BatchNorm statistics, but {spec.architecture} has none"
     return f"{what}." if settings.method == UPDATE_BN else f"{what}: remove --calibrate."
+
+
+def planned(dataset: Dataset, checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> SplitPlan:
+    """Which images do what in a merge of these checkpoints."""
+    records = [checkpoint.record for checkpoint in checkpoints]
+    return plan_splits(dataset, records, settings.splits, distills=settings.unlabelled, chooses=settings.chooses)
 
 
 def looked_at(plan: SplitPlan, settings: MergeSettings, statistics: bool) -> dict[str, Rows]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hfmega import __version__
 from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, write_atomically
 from hfmega.models.library import Spec, card_facts
+from hfmega.phases import duration
 from hfmega.report import wording
 from hfmega.report.command import command, configuration
 from hfmega.report.lineage import ClassEntry, Lineage, Reference, Result
@@ -141,9 +142,7 @@ def templates(folder: Path) -> Environment:
         autoescape=False,  # cards are Markdown; `inert` escapes
     )
     environment.filters.update(inert=inert, code=code, block=block, number=number, percent=percent, short=short)
-    environment.filters.update(
-        count="{:,}".format, listed=wording.listed, duration=wording.duration, small=wording.small
-    )
+    environment.filters.update(count="{:,}".format, listed=wording.listed, duration=duration, small=wording.small)
     return environment
 
 

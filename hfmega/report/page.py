@@ -16,6 +16,7 @@ from hfmega.folder import CONFIG, LINEAGE, REPORT, write_atomically
 from hfmega.hub.pull import pull_merge
 from hfmega.models.library import Spec
 from hfmega.models.library import read as read_spec
+from hfmega.phases import duration
 from hfmega.report import card, charts, thumbnails, wording
 from hfmega.report.card import loading, shown_classes, top_rows
 from hfmega.report.command import command, configuration
@@ -121,7 +122,7 @@ def templates() -> Environment:
         finalize=shown_as_it_is,
     )
     environment.filters.update(number=number, percent=percent, short=short, count="{:,}".format, points=wording.points)
-    environment.filters.update(listed=wording.listed, duration=wording.duration, model=wording.spoken)
+    environment.filters.update(listed=wording.listed, duration=duration, model=wording.spoken)
     return environment
 
 

@@ -254,13 +254,6 @@ def points(share: float, decimals: int = 2, sign: bool = True) -> str:
     return f"{round(100 * share, decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"
 
 
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} second{'s' if round(seconds) > 1 else ''}"
-    return f"{seconds / 60:,.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
-
-
 def probability(p: float) -> str:
     return f"p {small(p)}" if p < 0.0001 else f"p = {small(p)}"
 

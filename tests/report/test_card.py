@@ -27,6 +27,7 @@ from hfmega.evaluation.answers import wilson
 from hfmega.evaluation.checkpoint import Evaluation
 from hfmega.models.library import build
 from hfmega.output import Output
+from hfmega.phases import duration
 from hfmega.report import card, figures, tree_figure, wording
 from hfmega.report.command import command
 from hfmega.report.lineage import (
@@ -407,7 +408,7 @@ def test_an_average_that_the_run_off_kept_is_drawn_from_its_sources() -> None:
     ("seconds", "said"), [(0.2, "1 second"), (61.2, "61 seconds"), (300, "5 minutes"), (9000, "2.5 hours")]
 )
 def test_a_time_is_said_as_a_person_does(seconds: float, said: str) -> None:
-    assert wording.duration(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_leak_is_in_the_verdict_and_in_the_card(tmp_path: Path) -> None:
