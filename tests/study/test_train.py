@@ -10,15 +10,18 @@ import torch
 from safetensors.torch import load_file
 from support.specs import spec
 
-from hfmega.data.dataset import open_dataset
+from hfmega.data.dataset import open_dataset, rows_of
+from hfmega.data.images import as_in_training, load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
+from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.models import fit
 from hfmega.output import Output
 from hfmega.study import train
 from hfmega.study.train import TrainSettings
-from hfmega.weights.checkpoint import sha256_of
+from hfmega.weights.checkpoint import load_weights, sha256_of
+from hfmega.weights.sources import mix
 
 QUIET = Output(muted=True)
 
@@ -203,3 +206,17 @@ def test_decay_and_augmentation_are_recorded_and_change_the_weights(trained: Pat
     assert (record["decay"], record["augment"]) == ("cosine", True)
     first, second = load_file(trained / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+
+
+def test_statistics_are_re_estimated_on_images_as_the_training_showed_them(tmp_path: Path) -> None:
+    """With --augment on shifted ones: plain ones would give other statistics."""
+    train.train(replace(settings(tmp_path / "out"), epochs=1, augment=True), QUIET)
+    checkpoint, digits = pull.pull(str(tmp_path / "out")), open_dataset("digits")
+    plain = load_split(digits, rows_of(digits, "train[1000:]"), checkpoint.spec, "train")
+    sources = mix([checkpoint], [load_weights(checkpoint)])
+    shown, other = (
+        Network(checkpoint.spec, sources, images).statistics(train.UPDATED) for images in (as_in_training(plain), plain)
+    )
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.allclose(tensor, written[name], rtol=1e-4, atol=1e-5) for name, tensor in shown.items())
+    assert not torch.allclose(other["bn1.running_mean"], written["bn1.running_mean"], rtol=1e-2)
