@@ -2,8 +2,9 @@
 
 Three kinds: independent ResNet-8, branches of one trunk that saw a quarter of the images each, fine-tunes of one
 pretrained network with one small rate on different thirds. Rates decay to zero, images are flipped and cropped. One
-network of each kind is trained on with labels: it is done if that gives less than 0.3 points. What is on disk is kept,
-and a training goes on after its last epoch.
+network of each kind is trained on with labels: it is done if that gives less than 0.3 points. Its BatchNorm statistics
+are re-estimated on plain images too, and on images as its training showed them. What is on disk is kept, and a training
+goes on after its last epoch.
 """
 
 import argparse
@@ -17,16 +18,19 @@ from typing import Any, Final
 import matplotlib.style
 
 from hfmega.data.dataset import open_dataset, rows_of
-from hfmega.data.images import load_split
+from hfmega.data.images import as_in_training, load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.answers import Answers, answers, compare
 from hfmega.evaluation.checkpoint import predict_checkpoint
+from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.folder import WEIGHTS
 from hfmega.hub import pull
 from hfmega.output import Output
 from hfmega.report import card, figures, style
-from hfmega.study.train import TrainSettings, train
+from hfmega.study.train import UPDATED, TrainSettings, train
+from hfmega.weights.checkpoint import load_weights
+from hfmega.weights.sources import mix
 
 EVENLY: Final = "train[5000:8750]+train[16250:20000]+train[27500:31250]+train[38750:42500]"  # of each quarter as many
 KINDS: Final = {
@@ -38,6 +42,7 @@ MORE: Final = {"independent": "more-101", "branches": "more-branch-0", "fine-tun
 FURTHER: Final = {MORE[kind]: names[0] for kind, names in KINDS.items()}
 DONE: Final = 0.003  # more epochs give less
 HELD_OUT: Final = 5_000
+CALIBRATION: Final = 5_000  # images that BatchNorm statistics are re-estimated on
 QUARTER: Final = 11_250
 
 
@@ -89,6 +94,18 @@ class More:
     more_epochs: int
     test: float
     test_after: float
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Accuracy on test with statistics of plain images, and of shown ones; gain, low, high: between them."""
+
+    checkpoint: str
+    plain: float
+    shown: float
     gain: float
     low: float
     high: float
@@ -153,6 +170,21 @@ def on_test(folder: str, dataset: str) -> Answers:
     return answers(predict_checkpoint(checkpoint, split, processes().device), split.labels)
 
 
+def re_estimated(folder: str, dataset: str) -> Statistics:
+    """A checkpoint on test with statistics of plain images, and of the same images as its training showed them."""
+    checkpoint, opened = pull.pull(folder), open_dataset(dataset)
+    rows = rows_of(opened, (checkpoint.record or {})["train_split"])[:CALIBRATION]
+    test = load_split(opened, rows_of(opened, "test"), checkpoint.spec, "test")
+    plain = load_split(opened, rows, checkpoint.spec, "calibration")
+    sources = mix([checkpoint], [load_weights(checkpoint)], processes().device)
+    first, second = (
+        answers(Network(checkpoint.spec, sources, images).predict(UPDATED, test), test.labels)
+        for images in (plain, as_in_training(plain))
+    )
+    found = compare(second, first)
+    return Statistics(Path(folder).name, first.accuracy, second.accuracy, found.gain, *found.interval)
+
+
 def draw(rows: Sequence[More], path: Path) -> None:
     """What more epochs gave in each kind, beside the line that says when a network is done."""
     height = 0.35 * len(rows) + 1.1
@@ -176,17 +208,19 @@ def draw(rows: Sequence[More], path: Path) -> None:
         style.save(figure, path)
 
 
-def write(rows: Sequence[More], sources: dict[str, float], folder: Path) -> None:
+def write(rows: Sequence[More], sources: dict[str, float], statistics: Sequence[Statistics], folder: Path) -> None:
     """The page, its picture and its numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     draw(rows, folder / "done.png")
     content = {"sources": sources, "more": [asdict(row) for row in rows]}
+    content["statistics"] = [asdict(row) for row in statistics]
     (folder / "families.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with (folder / "done.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, [f.name for f in fields(More)])
         table.writeheader()
         table.writerows(asdict(row) for row in rows)
-    text = card.render("families.md.jinja", rows=rows, sources=sources, plans=PLANS, kinds=KINDS, done=DONE)
+    shown = {"rows": rows, "sources": sources, "statistics": statistics, "images": CALIBRATION}
+    text = card.render("families.md.jinja", **shown, plans=PLANS, kinds=KINDS, done=DONE)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -204,7 +238,9 @@ def main() -> None:
         trained(name, arguments, output)
     rows = [row for kind in arguments.kinds if (row := asked_again(kind, folders, arguments.dataset))]
     sources = {Path(s).name: on_test(s, arguments.dataset).accuracy for s in given(["trunk", *names], folders, True)}
-    write(rows, sources, arguments.output / "results")
+    firsts = given([KINDS[kind][0] for kind in arguments.kinds], folders, partial=True)
+    statistics = [re_estimated(folder, arguments.dataset) for folder in firsts]
+    write(rows, sources, statistics, arguments.output / "results")
     for row in rows:
         output.say(f"{row.kind}: {row.more_epochs} more epochs give {100 * row.gain:+.2f} points on test")
 
