@@ -37,6 +37,7 @@ HOLDER: Final = "holder"  # who has the lock, for the one that does not get it
 PROGRESS: Final = "progress.json"  # the scores so far
 PHASE: Final = "phase.json"  # what a run is doing
 SETTINGS: Final = "settings.yaml"  # what `--config` reads to go on with an unfinished merge
+NO_CACHE: Final = "HFMEGA_NO_CACHE"  # in the environment: no decoded images of other runs
 TEMPORARY: Final = ".tmp"  # what a file is called until it is whole
 # On Windows a file that another program is reading (a virus scanner, say) cannot be replaced for a moment.
 BUSY: Final = Retrying(

@@ -1,6 +1,7 @@
 """What several test files share: the images and the checkpoints that lie on disk, and two small trained sources."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ os.environ |= {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
 }
 
+from hfmega.data import cache
 from hfmega.data.dataset import Dataset, open_dataset
 
 settings.register_profile("default", max_examples=300, derandomize=True)  # the same inputs everywhere
@@ -29,6 +31,14 @@ def shared_folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no ../shared/{name} on this machine")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _decoded_images_of_these_tests_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads what an earlier version of the code decoded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "FOLDER", str(tmp_path_factory.mktemp("decoded")))
+        yield
 
 
 @pytest.fixture(scope="session")

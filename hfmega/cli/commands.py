@@ -15,6 +15,7 @@ from hfmega.cli.config import merge_settings
 from hfmega.cli.display import close_output, open_output
 from hfmega.cli.errors import code_of, hide_token, show, terminable
 from hfmega.cli.options import (
+    cache_option,
     common_options,
     cpu_option,
     data_options,
@@ -267,6 +268,7 @@ def replay(source: str, sources: Path | None, **flags: Any) -> None:
 @click.option("--dataset", metavar="ID|FOLDER|digits", help="Where the images are [as the lineage says].")
 @click.option("--sources", type=click.Path(path_type=Path, exists=True), metavar="DIR", help="Where local sources lie.")
 @click.option("--retrain", is_flag=True, help="Also train the last mile again, and compare accuracies: minutes.")
+@cache_option
 @cpu_option
 @token_option
 @common_options

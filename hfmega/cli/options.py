@@ -9,6 +9,7 @@ import rich_click as click
 
 from hfmega.cli.config import read_config
 from hfmega.errors import SettingsError
+from hfmega.folder import NO_CACHE
 from hfmega.settings import OFFERED, PRESETS, Group, Setting, standard
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,6 +96,12 @@ def into_environment(_: click.Context, __: click.Parameter, token: str | None) -
         os.environ["HF_TOKEN"] = token
 
 
+def no_cache(_: click.Context, __: click.Parameter, asked: bool) -> None:
+    """The processes that a command starts decode anew too."""
+    if asked:
+        os.environ[NO_CACHE] = "1"
+
+
 def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
     """`44,45` as numbers. Raises SettingsError for anything else."""
     try:
@@ -115,7 +122,15 @@ token_option = option(
 cpu_option = option("Hardware", "--cpu", is_flag=True, help="Do not use a GPU.")
 dry_run_option = option("Everyday", "--dry-run", is_flag=True, help="Print the plan and its cost here, and stop.")
 push_to_hub_option = option("Everyday", "--push-to-hub", metavar="ID", help="Publish the folder as user/name.")
-data_options = made("dataset", "image_column", "label_column", "labels_by_number")
+cache_option = option(
+    "Data",
+    "--no-cache",
+    is_flag=True,
+    expose_value=False,
+    callback=no_cache,
+    help="Decode the images anew, and keep none for later runs.",
+)
+data_options = stack(made("dataset", "image_column", "label_column", "labels_by_number"), cache_option)
 push_options = stack(
     option("Publishing", "--private", is_flag=True, help="Make the repository private if it is new."),
     option("Publishing", "--create-pr", is_flag=True, help="Open a pull request instead of committing to main."),
@@ -161,6 +176,7 @@ merge_options = stack(
         help="Processes (default: one per visible GPU, else 1).",
     ),
     dry_run_option,
+    cache_option,
     run_options,
     push_to_hub_option,
     push_options,
@@ -204,6 +220,7 @@ reproduce_options = stack(
     click.option("--fine-tune-epochs", type=click.IntRange(0), metavar="N", help="Of protocol author in table2 [10]."),
     click.option("--bf16", is_flag=True, help="Train in bfloat16 autocast, on GPUs that have it."),
     click.option("--dry-run", is_flag=True, help="Print the hours that are left on this machine, and stop."),
+    cache_option,
     cpu_option,
     token_option,
     common_options,

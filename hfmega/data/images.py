@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hfmega import phases
+from hfmega.data import cache
+from hfmega.data.cache import Decoded
 from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
 from hfmega.data.labels import LabelMap, match_labels
 from hfmega.data.pixels import decode
@@ -62,18 +64,44 @@ def load_split(dataset: Dataset, rows: Rows, spec: Spec, name: str) -> Split:
     name: the purpose; of UNLABELLED ones no label is used, so that it may be hidden, or of another class: it is 0 then.
     Raises HfmegaError for an image that cannot be read, or a label that the network has no output for.
     """
-    pixels, mode = transform(spec), spec.preprocessing.mode
     known = match_labels(dataset.classes, spec.labels, spec.classes, f"the dataset {dataset.id}", dataset.by_number)
     labels = torch.from_numpy(_outputs(dataset, rows, known, spec.classes, name in UNLABELLED))
+    found = _decoded(dataset, rows, spec) if not cache.enabled() else _kept(dataset, rows, spec)
+    notes = [f"{count:,} of the {len(rows):,} {name} images have {remark}." for remark, count in found.remarks.items()]
+    notes = [*([known.note] if known.note else []), *notes]
+    return Split(name, found.pixels, labels, found.fingerprint, known.names, tuple(notes))
+
+
+def _decoded(dataset: Dataset, rows: Rows, spec: Spec) -> Decoded:
+    """The images of some rows. Raises HfmegaError for one that cannot be read."""
+    pixels, mode = transform(spec), spec.preprocessing.mode
     images, digest, seen = room((len(rows), *spec.preprocessing.input_size)), hashlib.sha256(), Counter[str]()
     for place, (where, content, label) in enumerate(_read(dataset, rows)):
-        digest.update(content + label.to_bytes(8, "little", signed=True))
+        digest.update(_hashed(content, label))
         image, remarks = _decode(content, mode, where)
         images[place] = pixels(image)
         seen.update(remarks)
         phases.passed(1)
-    notes = [f"{count:,} of the {len(rows):,} {name} images have {remark}." for remark, count in seen.items()]
-    return Split(name, images, labels, digest.hexdigest(), known.names, (*([known.note] if known.note else []), *notes))
+    return Decoded(images, digest.hexdigest(), dict(seen))
+
+
+def _kept(dataset: Dataset, rows: Rows, spec: Spec) -> Decoded:
+    """The images of some rows, as an earlier run decoded them, if one did and they are worth a file."""
+    digest, size = hashlib.sha256(), 0
+    for _, content, label in _read(dataset, rows):
+        digest.update(_hashed(content, label))
+        size += len(content)
+    if size < cache.LEAST:
+        return _decoded(dataset, rows, spec)
+    found = cache.kept(digest.hexdigest(), len(rows), spec, lambda: _decoded(dataset, rows, spec))
+    if in_file(found.pixels) and fits_memory(found.pixels.nbytes):
+        return replace(found, pixels=found.pixels.clone())
+    return found
+
+
+def _hashed(content: bytes, label: int) -> bytes:
+    """What the fingerprint of a split takes of an image."""
+    return content + label.to_bytes(8, "little", signed=True)
 
 
 def load_splits(dataset: Dataset, rows: Mapping[str, Rows], spec: Spec, augmented: bool) -> dict[str, Split]:
@@ -204,7 +232,7 @@ def room(shape: tuple[int, ...]) -> Tensor:
     Raises HfmegaError when the disk has no room for it either.
     """
     size = prod(shape)
-    if size <= ROOM * psutil.virtual_memory().available:
+    if fits_memory(size):
         return torch.empty(shape, dtype=torch.uint8)
     beside = Path(datasets.config.HF_DATASETS_CACHE)
     beside.mkdir(parents=True, exist_ok=True)
@@ -217,6 +245,11 @@ def room(shape: tuple[int, ...]) -> Tensor:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would be a signal, not an error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def fits_memory(size: int) -> bool:
+    """Whether so many bytes of images are kept in memory."""
+    return size <= ROOM * psutil.virtual_memory().available
 
 
 def in_file(images: Tensor) -> bool:

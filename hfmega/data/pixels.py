@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, ImageOps
 LONGEST: Final = 200  # times the shorter side of an image
 TRANSPARENT: Final = "transparent parts, which are shown on white"
 ANIMATED: Final = "several frames, of which the first is shown"
+REMARKS: Final = (TRANSPARENT, ANIMATED)
 DEEP: Final = 257  # 65535 / 255
 
 
