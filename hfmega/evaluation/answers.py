@@ -65,9 +65,9 @@ def answers(log_probabilities: Tensor, labels: Tensor) -> Answers:
     return Answers(correct.cpu().numpy(), loss.where(finite, float("inf")).cpu().numpy())
 
 
-def pool(first: Answers, second: Answers) -> Answers:
-    """The answers on two splits as on one."""
-    return Answers(np.concatenate([first.correct, second.correct]), np.concatenate([first.loss, second.loss]))
+def pool(*parts: Answers) -> Answers:
+    """The answers on several splits as on one."""
+    return Answers(np.concatenate([part.correct for part in parts]), np.concatenate([part.loss for part in parts]))
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -12,11 +11,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hfmega import phases
-from hfmega.data.images import Split
+from hfmega.data.images import Split, batches
 from hfmega.evaluation.answers import Answers, answers, pool
 from hfmega.evaluation.network import Network
-from hfmega.evaluation.processes import processes
+from hfmega.evaluation.processes import Item, processes, shared_out
 from hfmega.evaluation.race import Race, rungs, survivors
+from hfmega.evaluation.statistics import average
 from hfmega.search.recipe import Recipe
 
 T = TypeVar("T")
@@ -46,7 +46,8 @@ def score_of(seen: Answers, exact: bool = True) -> Score:
 class Evaluator:
     """Scores, races, answers and ensembles of recipes, remembered by the fingerprint of the images.
 
-    They do not depend on how many processes share the work: each recipe is evaluated whole by one of them.
+    Processes share the batches of images, those that re-estimate statistics too. They are the same batches however many
+    processes there are, so that the results are the same bit for bit.
     """
 
     def __init__(self, network: Network) -> None:
@@ -59,15 +60,15 @@ class Evaluator:
     def scores(self, recipes: Sequence[Recipe], split: Split) -> list[Score]:
         """The score of each recipe; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._scores]
-        for recipe, score in zip(unknown, self._spread(lambda r: self._score(r, split), unknown), strict=True):
-            self.remember(recipe, split, score)
+        for recipe, parts in zip(unknown, self._said(self.network.look, unknown, split), strict=True):
+            self.remember(recipe, split, score_of(pool(*parts)))
         return [self._scores[recipe, split.fingerprint] for recipe in recipes]
 
     def race(self, populations: Sequence[Sequence[Recipe]], split: Split, rules: Race) -> list[list[Score]]:
         """The scores of populations that race, each for itself; who stops early keeps its estimate, not `exact`.
 
-        After each rung those who go on are spread over the processes anew. Statistics are re-estimated from a share of
-        the calibration images as large as that of the images seen, so that who sees all of them is scored exactly.
+        Statistics are re-estimated from a share of the calibration images as large as that of the images seen, so that
+        who sees all of them is scored exactly.
         """
         fingerprint, seen = split.fingerprint, dict[Recipe, Answers]()
         running = [[r for r in dict.fromkeys(p) if (r, fingerprint) not in self._scores] for p in populations]
@@ -79,9 +80,9 @@ class Evaluator:
                     for runners, busy in zip(running, taken, strict=True)
                 ]
             alive = list(dict.fromkeys(recipe for runners in running for recipe in runners))
-            found = self._spread(partial(self.network.look, split=split, start=start, stop=stop), alive)
-            for recipe, part in zip(alive, found, strict=True):
-                seen[recipe] = part if len(part.correct) == stop else pool(seen[recipe], part)
+            for recipe, parts in zip(alive, self._said(self.network.look, alive, split, start, stop), strict=True):
+                found = pool(*parts)
+                seen[recipe] = found if len(found.correct) == stop else pool(seen[recipe], found)
         scores = {recipe: score_of(part, len(part.correct) == len(split)) for recipe, part in seen.items()}
         for recipe, score in scores.items():
             self.remember(recipe, split, score)
@@ -99,14 +100,8 @@ class Evaluator:
     def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
         """What each recipe says of each image; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]
-        numbers = count(1)
-
-        def work(recipe: Recipe) -> Answers:
-            phases.step(f"{next(numbers)} of {len(unknown)}")
-            return answers(self.network.predict(recipe, split), split.labels)
-
-        found = self._spread(work, unknown)
-        self._answers |= {(r, split.fingerprint): a for r, a in zip(unknown, found, strict=True)}
+        found = self._said(self.network.answers, unknown, split, step="{} of {}")
+        self._answers |= {(r, split.fingerprint): pool(*parts) for r, parts in zip(unknown, found, strict=True)}
         return [self._answers[recipe, split.fingerprint] for recipe in recipes]
 
     def ensemble(self, recipes: Sequence[Recipe], split: Split) -> Answers:
@@ -118,29 +113,64 @@ class Evaluator:
 
     def together(self, recipes: Sequence[Recipe], split: Split) -> Tensor:
         """The logarithm of the mean probability of several recipes: float32 [images, classes], on the CPU."""
-        numbers = count(1)
-
-        def work(recipe: Recipe) -> Tensor:
-            phases.step(f"ensemble {next(numbers)} of {len(recipes)}")
-            return self.network.predict(recipe, split)
-
-        predictions = self._spread(work, recipes)
+        said = self._said(self.network.log_probabilities, recipes, split, step="ensemble {} of {}")
+        predictions = [torch.cat(parts) for parts in said]
         self._answers |= {
             (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
         }
         return torch.stack(predictions).logsumexp(dim=0) - math.log(len(predictions))
 
-    def _spread(self, work: Callable[[Recipe], T], recipes: Sequence[Recipe]) -> list[T]:
-        """work(recipe) for each recipe, every n-th in each of n processes; the same list in all of them."""
-        rank, count = self.state.process_index, self.state.num_processes
-        before = self.network.images_seen
-        mine = [(i, work(recipes[i])) for i in range(rank, len(recipes), count)]
-        if count == 1:
-            return [result for _, result in mine]
-        everyone = gather_object([(mine, self.network.images_seen - before)])
-        self.network.images_seen = before + sum(seen for _, seen in everyone)
-        done = dict(pair for results, _ in everyone for pair in results)
-        return [done[i] for i in range(len(recipes))]
+    def _said(
+        self,
+        work: Callable[[Split, Sequence[range]], T],
+        recipes: Sequence[Recipe],
+        split: Split,
+        start: int = 0,
+        stop: int | None = None,
+        step: str = "",
+    ) -> list[list[T]]:
+        """What the network says (work) of the images from start to stop with each recipe, part by part.
 
-    def _score(self, recipe: Recipe, split: Split) -> Score:
-        return score_of(self.network.look(recipe, split, 0, len(split)))
+        Whose statistics are re-estimated starts from the first image again, with more calibration images.
+        step: in words, for a display.
+        """
+        network, end = self.network, stop or len(split)
+        rows = [batches(range(0 if network.calibrates(r) else start, end), network.batch_size) for r in recipes]
+        statistics = self._statistics(recipes, end / len(split))
+
+        def loaded(item: Item) -> T:
+            if step:
+                phases.step(step.format(item.recipe + 1, len(recipes)))
+            network.load(recipes[item.recipe], statistics[item.recipe])
+            return work(split, rows[item.recipe][item.start : item.stop])
+
+        return self._spread(loaded, [len(row) for row in rows])
+
+    def _statistics(self, recipes: Sequence[Recipe], share: float = 1.0) -> list[Tensor | None]:
+        """The re-estimated BatchNorm statistics of each recipe, as `Network.load` takes them; None: it keeps its own.
+
+        Who has all batches of a recipe averages at once, or the moments of all recipes would be held together.
+        """
+        network, row = self.network, self.network.calibration_parts(share)
+
+        def work(item: Item) -> Tensor:
+            found = network.moments(recipes[item.recipe], row[item.start : item.stop])
+            return found if len(found) < len(row) else average(found, row)
+
+        every = self._spread(work, [len(row) if network.calibrates(recipe) else 0 for recipe in recipes])
+        return [
+            None if not parts else parts[0] if len(parts) == 1 else average(torch.cat(parts), row) for parts in every
+        ]
+
+    def _spread(self, work: Callable[[Item], T], batches: Sequence[int]) -> list[list[T]]:
+        """What work says of the batches of each recipe, part by part in their order; the same in all processes."""
+        found: list[list[T]] = [[] for _ in batches]
+        count, before = self.state.num_processes, self.network.images_seen
+        if any(batches):
+            mine = [(item.recipe, work(item)) for item in shared_out(batches, count)[self.state.process_index]]
+            share = [(mine, self.network.images_seen - before)]
+            everyone = gather_object(share) if count > 1 else share
+            self.network.images_seen = before + sum(seen for _, seen in everyone)
+            for recipe, result in (pair for results, _ in everyone for pair in results):
+                found[recipe].append(result)
+        return found

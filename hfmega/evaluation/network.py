@@ -13,8 +13,9 @@ from hfmega import phases
 from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
 from hfmega.errors import HfmegaError, SourceError
 from hfmega.evaluation.answers import Answers, answers
+from hfmega.evaluation.statistics import Statistics, average
 from hfmega.models.fold import fold
-from hfmega.models.library import Spec, batch_norms, buffers_of, build, normalizer, state_of
+from hfmega.models.library import Spec, buffers_of, build, normalizer, state_of
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.sources import Sources
 from hfmega.weights.tensors import finite
@@ -60,7 +61,7 @@ class Network:
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
         self._model = attach(spec, build(spec).to(sources.device), sources, self._flat)
-        self._norms = batch_norms(self._model)
+        self._statistics = Statistics(self._model)
         self._normalize = normalizer(spec, sources.device)
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
         self.sources.materialize(source_alone(0, len(sources)), self._flat)
@@ -83,39 +84,73 @@ class Network:
     @property
     def can_calibrate(self) -> bool:
         """Whether the network has BatchNorm statistics and there are images to re-estimate them from."""
-        return bool(self._norms) and self._calibration is not None and len(self._calibration) > 1
+        return len(self._statistics) > 0 and self._calibration is not None and len(self._calibration) > 1
 
-    def look(self, recipe: Recipe, split: Split, start: int, stop: int) -> Answers:
-        """What one recipe says of the images from start to stop, with folded BatchNorm; NaN or Inf: all wrong.
+    def calibrates(self, recipe: Recipe) -> bool:
+        """Whether the statistics of a recipe are re-estimated here."""
+        return recipe.calibrate and self.can_calibrate
 
-        A recipe that re-estimates its statistics starts from the first image again, with more calibration images.
-        """
-        self._prepare(recipe, stop / len(split))
-        if recipe.calibrate and self.can_calibrate:
-            start = 0
+    def calibration_parts(self, share: float = 1.0) -> list[range]:
+        """The batches that statistics are re-estimated from. share: of the calibration images, at least two."""
+        if not self.can_calibrate:
+            return []
+        assert self._calibration is not None
+        count = len(self._calibration)
+        rows = range(0, count, min(round(1 / share), count // 2))
+        return even(rows, self.calibration_batch)  # a single image has no variance
+
+    def moments(self, recipe: Recipe, parts: Sequence[range]) -> Tensor:
+        """The BatchNorm statistics of each of some batches of calibration images: float32 [batches, floats], CPU."""
+        assert self._calibration is not None
+        self.load(recipe)
+        found = []
+        with self._statistics.of_the_batch():
+            for images in self._images(self._calibration, parts):
+                self._statistics.clear()
+                self._forward(images)
+                found.append(self._statistics.moments())
+        return torch.stack(found).cpu()
+
+    def load(self, recipe: Recipe, statistics: Tensor | None = None) -> None:
+        """Materialize a recipe into the network. statistics: the re-estimated ones, float32 [floats]; None: its own."""
+        self.sources.materialize(recipe, self._flat)
+        if statistics is not None:
+            self._statistics.write(statistics)
+            self.sources.settle(self._flat)
+
+    def look(self, split: Split, parts: Sequence[range]) -> Answers:
+        """What the loaded recipe says of some batches, with folded BatchNorm; NaN or Inf in its weights: all wrong."""
+        rows = range(parts[0].start, parts[-1].stop)
         if not self._sound:
-            return Answers(np.zeros(stop - start, bool), np.full(stop - start, math.inf))
+            return Answers(np.zeros(len(rows), bool), np.full(len(rows), math.inf))
         network = self._model
         if self.folded:
             self.folded.update()
             network = self.folded.network
         half = self._precision != torch.float32
         with torch.autocast(self.sources.device.type, self._precision) if half else nullcontext():
-            parts = batches(range(start, stop), self.batch_size)
             found = torch.cat([self._forward(x, network) for x in self._images(split, parts)])
-        return answers(found, self.resident(split)[1][start:stop])
+        return answers(found, cut(self.resident(split)[1], rows))
 
-    def predict(self, recipe: Recipe, split: Split) -> Tensor:
-        """One recipe's log-probabilities in this process: float32 [images, classes], on the CPU; NaN if it failed."""
-        self._prepare(recipe)
-        parts = batches(range(len(split)), self.batch_size)
+    def answers(self, split: Split, parts: Sequence[range]) -> Answers:
+        """What the loaded recipe says of some batches, for a report; NaN or Inf in its weights: all wrong."""
+        rows = range(parts[0].start, parts[-1].stop)
+        return answers(self.log_probabilities(split, parts), cut(split.labels, rows))
+
+    def log_probabilities(self, split: Split, parts: Sequence[range]) -> Tensor:
+        """What the loaded recipe says of some batches: float32 [images, classes], on the CPU; NaN if it failed."""
         found = torch.cat([self._forward(x).cpu() for x in self._images(split, parts)])
         return found if self._sound else torch.full_like(found, math.nan)
+
+    def predict(self, recipe: Recipe, split: Split) -> Tensor:
+        """What a recipe says of a split, by this process alone, as `log_probabilities` gives it."""
+        self._prepare(recipe)
+        return self.log_probabilities(split, batches(range(len(split)), self.batch_size))
 
     def statistics(self, recipe: Recipe) -> dict[str, Tensor]:
         """The BatchNorm statistics that calibration gives a recipe, by tensor name; empty if it asks for none."""
         self._prepare(recipe)
-        if not (recipe.calibrate and self.can_calibrate):
+        if not self.calibrates(recipe):
             return {}
         state = state_of(self.spec, self._model)
         return {name: state[name].clone().cpu() for name in state if name.endswith(("running_mean", "running_var"))}
@@ -132,12 +167,8 @@ class Network:
     @contextmanager
     def batch_statistics(self, wanted: bool) -> Iterator[nn.Module]:
         """The network, for `functional_call`; if wanted, BatchNorm uses the statistics of each batch."""
-        for norm in self._norms if wanted else ():
-            norm.train()
-        try:
+        with self._statistics.of_the_batch(wanted):
             yield self._model
-        finally:
-            self._model.eval()
 
     def resident(self, split: Split) -> tuple[Tensor, Tensor]:
         """The split on the device, moved there once; images that do not fit stay where they are."""
@@ -147,34 +178,10 @@ class Network:
             self._on_device[split.fingerprint] = images, split.labels.to(device)
         return self._on_device[split.fingerprint]
 
-    def _prepare(self, recipe: Recipe, share: float = 1.0) -> None:
-        """Materialize a recipe into the network; re-estimate its BatchNorm statistics if it asks for that.
-
-        share: of the calibration images that are used, at least two.
-        """
-        self.sources.materialize(recipe, self._flat)
-        if recipe.calibrate and self.can_calibrate:
-            assert self._calibration is not None
-            count = len(self._calibration)
-            self._calibrate(self._calibration, range(0, count, min(round(1 / share), count // 2)))
-
-    def _calibrate(self, split: Split, rows: range) -> None:
-        """Statistics as exact averages over some images, each image with the same weight.
-
-        Not a moving average: the momentum of each batch is its share of the images seen so far.
-        """
-        for norm in self._norms:
-            norm.train()
-        seen = 0
-        parts = even(rows, self.calibration_batch)  # a single image has no variance
-        for batch in self._images(split, parts):
-            seen += len(batch)
-            for norm in self._norms:
-                norm.momentum = len(batch) / seen
-            self._forward(batch)
-        for norm in self._norms:
-            norm.eval()
-        self.sources.settle(self._flat)
+    def _prepare(self, recipe: Recipe) -> None:
+        """Load a recipe, its statistics re-estimated by this process alone if it asks for that."""
+        parts = self.calibration_parts() if self.calibrates(recipe) else []
+        self.load(recipe, average(self.moments(recipe, parts), parts) if parts else None)
 
     @torch.inference_mode()
     def _forward(self, images: Tensor, network: nn.Module | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from hfmega import phases
 from hfmega.data.dataset import describe
-from hfmega.data.images import Split
+from hfmega.data.images import Split, batches
 from hfmega.data.splits import SplitPlan
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
@@ -179,7 +179,8 @@ def evaluation_rate(spec: Spec) -> float:
 def seconds_of(network: Network, split: Split) -> float:
     """Seconds to materialize the only source and to look at a split."""
     started = time.perf_counter()
-    network.look(Recipe((1.0,)), split, 0, len(split))
+    network.load(Recipe((1.0,)))
+    network.look(split, batches(range(len(split)), network.batch_size))
     return time.perf_counter() - started
 
 

@@ -345,7 +345,7 @@ def test_an_ensemble_of_very_sure_networks_is_not_counted_wrong(
     given = config(8)
     one = Split("one", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([1]), "one")
     sure = torch.tensor([[0.0, 150.0, 0.0]]).log_softmax(1)  # exp(-150) is zero in float32
-    monkeypatch.setattr(Network, "predict", lambda *_: sure)
+    monkeypatch.setattr(Network, "log_probabilities", lambda *_: sure)
     found = evaluator_on(digits, given).ensemble([source_alone(0, 2), source_alone(1, 2)], one)
     assert found.correct.tolist() == [True]
     assert found.mean_loss == pytest.approx(0.0, abs=1e-6)

@@ -46,6 +46,34 @@ def test_any_number_of_processes_gives_the_recipe_and_the_bytes_of_one(
         assert (tmp_path / "1/model.safetensors").read_bytes() == (tmp_path / n / "model.safetensors").read_bytes()
 
 
+def test_more_processes_than_individuals_share_the_images(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """A population of three, of which two see all images: four processes share their batches, of calibration too."""
+    few = ("--population", 3, "--parents", 2, "--tournament", 2, "--generations", 3, "--calibrate")
+    for n in (1, 2, 3, 4):
+        calibration = ("--calibration-split", "train[900:1297]")  # four batches
+        torchrun(n, "merge", *tiny_sources, *MERGE, *few, *calibration, "-o", tmp_path / f"{n}")
+    lineages = [json.loads((tmp_path / f"{n}/lineage.json").read_text()) for n in (1, 2, 3, 4)]
+    assert [lineage["environment"].pop("num_processes") for lineage in lineages] == [1, 2, 3, 4]
+    for n, lineage in enumerate(lineages, 1):
+        assert {lineage.pop(key) is None for key in ("date", "seconds")} == {False}
+        assert lineage == lineages[0]
+        for name in ("model.safetensors", "statistics.safetensors"):
+            assert (tmp_path / f"{n}" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def torchrun(processes: int, *arguments: object) -> None:
+    """A command as `torchrun` starts it on a machine without GPUs."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*launch, "-m", "hfmega", *map(str, arguments)],
+        env={**ONE_THREAD, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def two_nodes(*arguments: object) -> None:
     """A merge on two loopback nodes of one process each."""
     with socket.socket() as free:
