@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
@@ -23,10 +24,11 @@ from hfmega.evaluation.network import Network
 from hfmega.folder import write_atomically
 from hfmega.merging.controls import alone, best_source, judge
 from hfmega.merging.last_mile import weights_of
-from hfmega.merging.lesson import BATCH_SIZE, answers_of
+from hfmega.merging.lesson import BATCH_SIZE, Lesson, Teacher, lesson_of
 from hfmega.merging.prepare import Job, prepare
-from hfmega.models.fit import Schedule, Views, fit
+from hfmega.models.fit import Schedule, fit
 from hfmega.models.library import build, load_into, normalizer, state_of
+from hfmega.models.views import Views
 from hfmega.output import Output
 from hfmega.report import card
 from hfmega.search.recipe import Recipe, centroid, source_alone
@@ -42,7 +44,8 @@ class Choice:
 
     teacher: the ensemble with re-estimated statistics or as it is, or the start alone. labels: what the images with
     labels are taught: nothing (they are left out), labels and the teacher's answers in equal parts, labels, or labels
-    without any other image. epochs: of the unlabelled images, or as many steps over others.
+    without any other image. epochs: of the unlabelled images, or as many steps over others. asked: what the teacher
+    answers about: images as the student sees them, or as they are.
     """
 
     rate: float = 0.003
@@ -53,6 +56,7 @@ class Choice:
     augment: Literal["none", "flips", "flips and crops", "as in training"] = "as in training"
     temperature: float = 1.0
     seed: int = 0
+    asked: Literal["as shown", "as it is"] = "as shown"
 
 
 BASELINE: Final = Choice()
@@ -63,6 +67,7 @@ CHOICES: Final[dict[str, dict[str, Any]]] = {
     **{f"rate {rate:g}": {"rate": rate} for rate in RATES},
     "a third of the epochs": {},
     "twice the epochs": {},
+    "teacher sees other views": {"asked": "as it is"},
     "from the best source": {"start": "best source"},
     "from the average": {"start": "average"},
     "teacher's statistics as they are": {"teacher": "ensemble, as it is"},
@@ -122,7 +127,7 @@ class Bench:
     plain: Split
     winner: str
     starts: dict[str, Recipe]
-    kept: dict[str, Tensor]
+    kept: Path
 
     def views(self, choice: Choice) -> Views:
         """How images are shown, and those that BatchNorm statistics come from."""
@@ -138,26 +143,21 @@ class Bench:
         )
         return [source_alone(k, count, way) for k in range(count)]
 
-    def answers(self, choice: Choice, split: Split) -> Tensor:
-        """The teacher's probabilities, float32 [n, 2, classes], at the temperature of the choice."""
-        key = f"{choice.teacher} {split.fingerprint}"
-        if key not in self.kept:
-            self.kept[key] = answers_of(self.job.evaluator.network, self.teacher(choice), split)
-        softened = self.kept[key] ** (1 / choice.temperature)
-        return softened / softened.sum(2, keepdim=True)
-
-    def lesson(self, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Images, and what to answer."""
-        job = self.job
-        assert job.unlabelled is not None
-        labels = nn.functional.one_hot(job.search.labels, job.spec.classes).float()[:, None].expand(-1, 2, -1)
+    def lesson(self, choice: Choice) -> Lesson:
+        """What is taught, at temperature 1."""
+        job, views = self.job, self.views(choice)
         if choice.labels == "alone":
-            return job.search.images, labels
-        images, targets = [job.unlabelled.images], [self.answers(choice, job.unlabelled)]
-        if choice.labels != "none":
-            images.append(job.search.images)
-            targets.append(labels if choice.labels == "whole" else (labels + self.answers(choice, job.search)) / 2)
-        return torch.cat(images), torch.cat(targets)
+            return lesson_of(None, None, job.search, views)
+        kept = self.kept / f"{self.family}-{choice.teacher}-{choice.labels}-{choice.asked}-{views}-{choice.seed}"
+        teacher = Teacher(job.evaluator.network, tuple(self.teacher(choice)), kept)
+        found = lesson_of(teacher, job.unlabelled, None if choice.labels == "none" else job.search, views)
+        return replace(found, share=found.share.ceil()) if choice.labels == "whole" else found
+
+    def targets(self, choice: Choice, schedule: Schedule, epoch: int) -> Tensor:
+        """What to answer in an epoch, float32 [n, classes], at the temperature of the choice."""
+        asked = schedule if choice.asked == "as shown" else replace(schedule, augment="none")
+        softened = self.lesson(choice).targets(asked, epoch, self.job.spec.classes) ** (1 / choice.temperature)
+        return softened / softened.sum(1, keepdim=True)
 
 
 def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
@@ -181,7 +181,7 @@ def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
     starts = {"best source": best_source(job)[1], "average": average}
     winner = min(starts, key=lambda start: labelled(job, starts[start]).mean_loss)
     plain = load_split(job.dataset, job.plan.calibration_rows, job.spec, "calibration")
-    return Bench(name, job, plain, winner, starts, {})
+    return Bench(name, job, plain, winner, starts, arguments.output / "answers")
 
 
 def labelled(job: Job, recipe: Recipe) -> Answers:
@@ -221,7 +221,7 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
 
 def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
     """The network after its lesson, and how many images were shown."""
-    job, (images, targets) = bench.job, bench.lesson(choice)
+    job, images = bench.job, bench.lesson(choice).images
     assert job.unlabelled is not None
     shown = choice.epochs * len(job.unlabelled) if choice.labels == "alone" else choice.epochs * len(images)
     epochs = max(1, round(shown / len(images)))
@@ -231,6 +231,7 @@ def taught(bench: Bench, start: str, choice: Choice) -> tuple[Network, int]:
     load_into(job.spec, model, weights_of(job, bench.starts[start]))
     student, normalize = Tempered(model.to(device), choice.temperature), normalizer(job.spec, device)
     with TemporaryDirectory() as scratch:
+        targets = partial(bench.targets, choice, schedule)
         fit(student, images, targets, normalize, schedule, Path(scratch) / "state", Output(muted=True))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(job.spec, model).items()}
     calibration = as_in_training(bench.plain) if views == "flips and crops" else bench.plain
@@ -297,6 +298,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/last-mile"))
     arguments = parser.parse_args()
     output, folder = Output(), arguments.output / "results"
+    (arguments.output / "answers").mkdir(parents=True, exist_ok=True)
     file = folder / "last-mile.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}, "rows": []}
     known, rows = content["families"], [Row(**row) for row in content["rows"]]

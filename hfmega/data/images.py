@@ -30,13 +30,12 @@ from hfmega.data.dataset import Dataset, Rows, _first_line, _starts
 from hfmega.data.labels import LabelMap, match_labels
 from hfmega.data.pixels import decode
 from hfmega.errors import HfmegaError
-from hfmega.models import fit
 from hfmega.models.library import Spec, transform
+from hfmega.models.views import AT_ONCE, draw
 from hfmega.rng import permutation
 
 UNLABELLED: Final = ("calibration", "distill")  # purposes
 HIDDEN: Final = -1  # the label of images whose label is not published
-SHOWN_AT_ONCE: Final = 1000  # images that are augmented together
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,9 @@ def as_in_training(split: Split) -> Split:
     cost a ResNet-8 1.5 points (`make families`: 0.7847 against 0.7993 of 10,000 test images, 5,000 calibration images).
     """
     images = room(tuple(split.images.shape))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for start in range(0, len(images), SHOWN_AT_ONCE):
-            part = slice(start, start + SHOWN_AT_ONCE)
-            images[part] = fit.augmented(split.images[part], split.labels[part], "flips and crops")[0]
+    parts = draw(images.shape, "flips and crops", "calibration").parts(split.images)
+    for start, part in zip(range(0, len(images), AT_ONCE), parts, strict=True):
+        images[start : start + AT_ONCE] = part
     return replace(split, images=images, fingerprint=f"{split.fingerprint}, mirrored and shifted")
 
 

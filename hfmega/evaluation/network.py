@@ -1,7 +1,7 @@
 """One network on one device whose weights are views of a flat vector that recipes are materialized into."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Final, Literal
 
@@ -146,6 +146,12 @@ class Network:
         """What a recipe says of a split, by this process alone, as `log_probabilities` gives it."""
         self._prepare(recipe)
         return self.log_probabilities(split, batches(range(len(split)), self.batch_size))
+
+    def answer(self, recipe: Recipe, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """One recipe's log-probabilities of images that are seen once: uint8 images in, float32 [n, classes] out."""
+        self._prepare(recipe)
+        for part in parts:
+            yield torch.cat([self._forward(x.to(self.sources.device)).cpu() for x in part.split(self.batch_size)])
 
     def statistics(self, recipe: Recipe) -> dict[str, Tensor]:
         """The BatchNorm statistics that calibration gives a recipe, by tensor name; empty if it asks for none."""

@@ -15,7 +15,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import found_by, run_off
 from hfmega.merging.tree import scores_of, searcher_of
-from hfmega.models.fit import Schedule, fit
+from hfmega.models.fit import Schedule, Targets, fit
 from hfmega.models.library import Spec, build, load_into, normalizer, outline, parameters_of, state_of
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe
@@ -116,7 +116,7 @@ def train(
     spec: Spec,
     start: dict[str, Tensor],
     images: Tensor,
-    targets: Tensor,
+    targets: Targets,
     schedule: Schedule,
     state: Path,
     output: Output,

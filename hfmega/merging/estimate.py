@@ -147,11 +147,10 @@ def last_mile_images(settings: MergeSettings, sources: int, rows: SplitPlan) -> 
     last, size = settings.last, {purpose: len(r) for purpose, r in rows.rows.items()}
     if not last.wanted:
         return 0, 0
-    unlabelled = size["distill"] if last.distill else 0
-    lesson = unlabelled + (size["search"] if last.fine_tune else 0)
+    lesson = (size["distill"] if last.distill else 0) + (size["search"] if last.fine_tune else 0)
     trainings = (2 if last.distill else 1) + 1  # from the merge, from the best source, taught by itself
     shown = trainings * len(rates(last)) * lesson * epochs_of(last.epochs, lesson)
-    answered = 2 * (sources + 1) * unlabelled
+    answered = (sources + 1) * lesson * epochs_of(last.epochs, lesson) if last.distill else 0
     judged = trainings * len(rates(last)) * 2 * (size["confirm"] + size["calibration"]) + trainings * size["test"]
     return shown, answered + judged
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hfmega import phases
@@ -18,8 +17,8 @@ from hfmega.data.images import Split, stratified
 from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
-from hfmega.merging.controls import Tried, alone, best_source, judge, train
-from hfmega.merging.lesson import Lesson, Taught, answers_of, lesson_of, scheduled, symmetric, views_of
+from hfmega.merging.controls import Tried, alone, best_source, judge
+from hfmega.merging.lesson import Lesson, Teacher, lesson_of, scheduled, symmetric, views_of
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.merging.teacher import teacher_of
@@ -28,7 +27,6 @@ from hfmega.output import Output
 from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, LastMile
 from hfmega.search.recipe import Recipe
 from hfmega.settings import LastMileSettings
-from hfmega.weights.checkpoint import save_weights
 from hfmega.weights.sources import rebuild
 
 RATES: Final = (0.003, 0.0005)  # young networks need the first, fine-tuned ones the second
@@ -76,7 +74,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
         return None
     assert job.confirm is not None
     work, start = job.settings.output / WORK, weights_of(job, chosen.recipe)
-    learned = lesson(job, teacher, work / "teacher.safetensors")
+    learned = lesson(job, teacher, work / "teacher")
     views = {"none": "", "flips": ", mirrored too", "flips and crops": ", mirrored and shifted"}[learned.views]
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
@@ -91,7 +89,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
         known = judge(job.evaluator.network, best, job.test)
         controls.append(Tried(FROM_BEST_SOURCE, best_name, known.accuracy, first.judged(job.test), cost(job, learned)))
     if job.settings.last.distill:
-        own = lesson(job, [chosen.recipe], work / "self.safetensors")
+        own = lesson(job, [chosen.recipe], work / "self")
         itself = taught(job, start, own, "self", output)
         controls.append(Tried(SELF_TAUGHT, chosen.name, on_test.accuracy, itself.judged(job.test), cost(job, own)))
     record = recorded_mile(job, chosen, teacher, learned, student, on_test.accuracy, stands)
@@ -119,25 +117,12 @@ def rates(last: LastMileSettings) -> tuple[float, ...]:
     return RATES if last.learning_rate is None else (last.learning_rate,)
 
 
-def lesson(job: Job, teacher: Sequence[Recipe], kept: Path) -> Lesson:
-    """Put the images and what to answer together. kept: the file of the teacher's answers, which are computed once."""
+def lesson(job: Job, recipes: Sequence[Recipe], kept: Path) -> Lesson:
+    """Put together what is taught. kept: the beginning of the files of the teacher's answers."""
     network, last = job.evaluator.network, job.settings.last
-    views = views_of(symmetric(network, teacher, job.search), job.plan.augmented)
-    if not last.distill:
-        return lesson_of(network, (), None, job.search, views)
-    assert job.unlabelled is not None
-    known = Taught(job.unlabelled.images, known_answers(job, teacher, job.unlabelled, kept))
-    return lesson_of(network, teacher, known, job.search if last.fine_tune else None, views)
-
-
-def known_answers(job: Job, teacher: Sequence[Recipe], split: Split, kept: Path) -> Tensor:
-    """The answers of a teacher, from the work folder where an interrupted run left them."""
-    if kept.exists():
-        answered: Tensor = load_file(kept)["answers"]
-        return answered
-    found = answers_of(job.evaluator.network, teacher, split)
-    save_weights({"answers": found}, kept)
-    return found
+    views = views_of(symmetric(network, recipes, job.search), job.plan.augmented)
+    teacher = Teacher(network, tuple(recipes), kept) if last.distill else None
+    return lesson_of(teacher, job.unlabelled if last.distill else None, job.search if last.fine_tune else None, views)
 
 
 def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -> Student:
@@ -146,9 +131,7 @@ def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -
     students = []
     for rate in rates(job.settings.last):
         state = job.settings.output / WORK / f"last-mile-{name}-{rate}.pt"
-        after = train(
-            job.spec, start, learned.images, learned.targets, scheduled_for(job, learned, rate), state, output
-        )
+        after = learned.teach(job.spec, start, scheduled_for(job, learned, rate), state, output)
         network = Network(job.spec, alone(job.spec, after), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         students += [Student(network, Recipe((1.0,), calibrate=way), rate) for way in ways]
@@ -162,15 +145,11 @@ def again(
 
     splits: purpose to images, as a lineage names them; place: an empty folder.
     """
-    unlabelled, labelled = splits.get("distill"), stratified(splits["search"]) if mile.fine_tune else None
-    known = None
-    if mile.distill and unlabelled is not None:
-        known = Taught(unlabelled.images, answers_of(network, mile.teacher, unlabelled))
-    views = views_of(mile.mirrored, mile.shifted)
-    learned = lesson_of(network, mile.teacher, known, labelled, views)
-    schedule = scheduled(mile.epochs, mile.batch_size, mile.learning_rate, mile.seed, views)
-    quiet, spec = Output(muted=True), network.spec
-    after = train(spec, start, learned.images, learned.targets, schedule, place / "state.pt", quiet)
+    labelled = stratified(splits["search"]) if mile.fine_tune else None
+    teacher = Teacher(network, mile.teacher, place / "teacher") if mile.distill else None
+    learned = lesson_of(teacher, splits.get("distill"), labelled, views_of(mile.mirrored, mile.shifted))
+    schedule = scheduled(mile.epochs, mile.batch_size, mile.learning_rate, mile.seed, learned.views)
+    after, spec = learned.teach(network.spec, start, schedule, place / "state.pt", Output(muted=True)), network.spec
     recipe = Recipe((1.0,), calibrate=mile.calibrated)
     return Student(Network(spec, alone(spec, after), calibration), recipe, mile.learning_rate)
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from hfmega import phases
 from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
+from hfmega.models.views import Drawn, Views, draw
 from hfmega.output import Output
 from hfmega.rng import permutation
 
 ADAM_EPSILON: Final = 1e-7  # Keras' default, which the paper used
-PADDING: Final = 8  # a crop is shifted by at most an eighth of a side, as 4 of CIFAR-10's 32 pixels
-Views = Literal["none", "flips", "flips and crops"]
+Targets = Tensor | Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class Schedule:
             return self.learning_rate
         return 0.5 * self.learning_rate * (1 + math.cos(math.pi * step / steps))
 
+    def shows(self, images: Tensor, epoch: int) -> Drawn:
+        """How an epoch shows each image. images: uint8 [n, channels, height, width]."""
+        return draw(images.shape, self.augment, self.seed, "epoch", epoch)
+
 
 def fit(
     model: nn.Module,
     images: Tensor,
-    targets: Tensor,
+    targets: Targets,
     normalize: Callable[[Tensor], Tensor],
     schedule: Schedule,
     state: Path,
@@ -62,9 +66,9 @@ def fit(
 ) -> None:
     """Minimise cross-entropy. Every epoch draws its order, its crops and its dropout from (seed, epoch).
 
-    images: uint8 [n, channels, height, width]; targets: labels, int64 [n]; or probabilities, float32 [n, classes], or
-    float32 [n, 2, classes] of each image as it is and mirrored. normalize: from images to the network's input; state:
-    the file that keeps each epoch.
+    images: uint8 [n, channels, height, width]; targets: labels, int64 [n], or probabilities, float32 [n, classes], or
+    those of an epoch, whose images are shown as `Schedule.shows` says. normalize: from images to the network's input;
+    state: the file that keeps each epoch.
     Raises HfmegaError when the loss is no longer finite.
     """
     device = next(model.parameters()).device
@@ -73,20 +77,21 @@ def fit(
     if first:
         output.say(f"resuming after epoch {first} of {schedule.epochs}")
     model = model.to(memory_format=torch.channels_last).train()
-    pixels, targets = images.to(device), targets.to(device)
+    pixels = images.to(device)
     batches = -(-len(images) // schedule.batch_size)
     if pays_to_compile(model, normalize(pixels[: schedule.batch_size]), schedule, output):
         model.compile()
     phases.skipped(phases.TRAINING * first * len(images))
     for epoch in range(first, schedule.epochs):
         phases.step(f"epoch {epoch + 1}/{schedule.epochs}")
-        total = torch.zeros((), device=device)
+        total, shows = torch.zeros((), device=device), schedule.shows(images, epoch)
+        wanted = (targets(epoch) if callable(targets) else targets).to(device)
         with torch.random.fork_rng():
             torch.manual_seed(schedule.seed * 100_003 + epoch)
             for number, rows in enumerate(epoch_batches(len(images), schedule, epoch), epoch * batches):
                 set_rate(optimizer, schedule.rate(number, schedule.epochs * batches))
-                batch, wanted = augmented(pixels[rows], targets[rows], schedule.augment)
-                loss = step(model, optimizer, normalize(batch), wanted, schedule.bf16)
+                batch = normalize(shows.shown(pixels, rows))
+                loss = step(model, optimizer, batch, wanted[rows], schedule.bf16)
                 total += loss.detach() * len(rows)
                 phases.passed(phases.TRAINING * len(rows))
         save_state(model, optimizer, epoch + 1, state)
@@ -106,33 +111,6 @@ def adam(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def augmented(images: Tensor, targets: Tensor, how: str) -> tuple[Tensor, Tensor]:
-    """Flip about half of the images, crop them if asked, and give each the target of the side that it shows.
-
-    images: uint8 [n, channels, height, width]; targets: as `fit` takes them. Draws from torch's global generator.
-    """
-    if how == "none":
-        return images, targets[:, 0] if targets.dim() == 3 else targets
-    mirrored = torch.rand(len(images), device=images.device) < 0.5
-    if targets.dim() == 3:
-        targets = targets[torch.arange(len(targets), device=targets.device), mirrored.long()]
-    flipped = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return (cropped(flipped) if how == "flips and crops" else flipped), targets
-
-
-def cropped(images: Tensor) -> Tensor:
-    """Shift each image by up to an eighth of its sides; what comes in is zero."""
-    count, _, height, width = images.shape
-    high, wide = height // PADDING, width // PADDING
-    padded = nn.functional.pad(images, (wide, wide, high, high))
-    device = images.device
-    tops = torch.randint(2 * high + 1, (count, 1), device=device)
-    lefts = torch.randint(2 * wide + 1, (count, 1), device=device)
-    rows, columns = torch.arange(height, device=device) + tops, torch.arange(width, device=device) + lefts
-    part = padded[torch.arange(count, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return part.permute(0, 3, 1, 2)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, bf16: bool) -> Tensor:

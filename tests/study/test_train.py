@@ -17,6 +17,7 @@ from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.models import fit
+from hfmega.models.views import draw
 from hfmega.output import Output
 from hfmega.study import train
 from hfmega.study.train import TrainSettings
@@ -177,26 +178,48 @@ def test_augmented_images_are_shifted_and_flipped_copies() -> None:
     """The one bright pixel of each image moves by at most an eighth of a side; about half are mirrored."""
     images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     images[:, :, 8, 4] = 255
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        found, targets = fit.augmented(images, torch.eye(2).expand(400, 2, 2), "flips and crops")
+    drawn = draw(images.shape, "flips and crops", 0)
+    found = torch.cat(list(drawn.parts(images)))
     assert (found.shape, found.dtype) == (images.shape, torch.uint8)
     rows, columns = (found[:, 0].amax(dim=axis).argmax(dim=1) for axis in (2, 1))
     assert set(rows.tolist()) == set(range(6, 11))
     assert set(columns.tolist()) == {2, 3, 4, 5, 6} | {9, 10, 11, 12, 13}
     assert 0.4 < (columns > 8).float().mean() < 0.6
     assert torch.equal(found[:, 0], found[:, 2])
-    assert torch.equal(targets[:, 1] == 1, columns > 8)  # each has the target of the side that it shows
+    assert torch.equal(drawn.mirrored, columns > 8)
+    some = torch.tensor([7, 3, 250])
+    assert torch.equal(drawn.shown(images, some), found[some])  # a batch shows what was drawn for its images
+
+
+def test_each_epoch_shows_images_in_its_own_way() -> None:
+    images, schedule = torch.zeros(400, 3, 16, 16, dtype=torch.uint8), fit.Schedule(2, 8, 0.1, augment="flips")
+    first, second = (schedule.shows(images, epoch).mirrored for epoch in (0, 1))
+    assert 0.4 < (first == second).float().mean() < 0.6
+    assert torch.equal(first, schedule.shows(images, 0).mirrored)
 
 
 def test_soft_targets_are_learned_as_they_are(tmp_path: Path) -> None:
     """A linear network that is taught probabilities ends at them, not at their largest."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     images = torch.full((64, 3, 2, 2), 128, dtype=torch.uint8)
-    wanted = torch.tensor([0.2, 0.5, 0.3]).expand(64, 2, 3)
+    wanted = torch.tensor([0.2, 0.5, 0.3]).expand(64, 3)
     schedule = fit.Schedule(epochs=60, batch_size=16, learning_rate=0.02, decay="cosine", augment="flips")
     fit.fit(model, images, wanted, lambda x: x.float() / 255, schedule, tmp_path / "state", QUIET)
-    assert torch.allclose(model(images[:1] / 255.0).softmax(1)[0], wanted[0, 0], atol=0.01)
+    assert torch.allclose(model(images[:1] / 255.0).softmax(1)[0], wanted[0], atol=0.01)
+
+
+def test_targets_are_those_of_an_image_as_the_epoch_shows_it(tmp_path: Path) -> None:
+    """Bright on the left is one class, on the right the other; what is mirrored is taught to be of the other."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    images = torch.zeros(64, 3, 2, 2, dtype=torch.uint8)
+    images[..., 0] = 255
+    schedule = fit.Schedule(epochs=30, batch_size=16, learning_rate=0.02, augment="flips")
+
+    def targets(epoch: int) -> torch.Tensor:
+        return torch.nn.functional.one_hot(schedule.shows(images, epoch).mirrored.long(), 2).float()
+
+    fit.fit(model, images, targets, lambda x: x.float() / 255, schedule, tmp_path / "state", QUIET)
+    assert model(torch.cat([images[:1], images[:1].flip(3)]) / 255.0).argmax(1).tolist() == [0, 1]
 
 
 def test_decay_and_augmentation_are_recorded_and_change_the_weights(trained: Path, tmp_path: Path) -> None:
