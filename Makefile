@@ -12,7 +12,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(addprefix --sources ,$(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo demo-better test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench wheel clean
+.PHONY: demo demo-better test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench bench-gpu wheel clean
 
 demo: .venv/installed  ## merge six branches of a trunk, each of which saw other images of scikit-learn's digits
 	rm -rf runs/demo
@@ -90,6 +90,13 @@ bench: .venv/installed  ## what a search costs, against plain PyTorch and PyGAD;
 	$(BIN)/python benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench
 	rm -rf cards/speed
 	cp -R runs/bench/results cards/speed
+
+bench-gpu: .venv/installed  ## on a machine with a GPU: the tests, then `make bench` on it; writes cards/speed-gpu
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'bench-gpu: torch sees no GPU here')"
+	$(PYTEST) -m "not fuzz"
+	$(BIN)/python benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench-gpu
+	rm -rf cards/speed-gpu
+	cp -R runs/bench-gpu/results cards/speed-gpu
 
 wheel:  ## dist/hfmega-*.whl, with any Python that has pip
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .

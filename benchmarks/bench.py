@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
 from hfmega.output import Output
@@ -65,7 +67,8 @@ def name(place: str) -> str:
 
 def machine() -> dict[str, str | int | None]:
     packages = {package: version(package) for package in ("torch", "numpy", "pygad", "hfmega")}
-    return {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), **packages}
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"platform": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), **gpu, **packages}
 
 
 def in_own_process(asked: Found) -> Found:

@@ -12,6 +12,7 @@ from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import numpy as np
 import passes
 import plain
 import torch
@@ -22,7 +23,9 @@ from torch import nn
 from torch.distributed import FileStore
 
 from hfmega.data.images import Split
+from hfmega.evaluation.answers import Answers
 from hfmega.evaluation.evaluator import Score
+from hfmega.evaluation.race import rungs
 from hfmega.folder import CONFIG, WEIGHTS
 from hfmega.hub import pull
 from hfmega.merging import tree
@@ -111,6 +114,7 @@ class Clock:
         self.start_mb = peak_mb()
         started = time.perf_counter()
         yield
+        finish()
         self.seconds = time.perf_counter() - started
         self.peak_mb = peak_mb()
 
@@ -149,7 +153,12 @@ def seeds(ask: Ask) -> dict[str, Any]:
 def warm_up(job: Job) -> None:
     model = job.evaluator.network.prepared(uniform_average(len(job.checkpoints)))
     with torch.inference_mode():
-        model(job.evaluator.network.normalized(job.search.images[: job.evaluator.network.batch_size]))
+        model(normalized(job, job.search)[: job.evaluator.network.batch_size])
+
+
+def normalized(job: Job, split: Split) -> torch.Tensor:
+    """All images as the network takes them, on its device."""
+    return job.evaluator.network.normalized(job.evaluator.network.resident(split)[0])
 
 
 def searcher_of(job: Job) -> Any:
@@ -195,7 +204,7 @@ def calibration_images(job: Job) -> int:
 def baseline(ask: Ask, job: Job, _: Path) -> Found:
     """Plain PyTorch or PyGAD, on the first population of hfmega's search, as state dicts."""
     states = [load_weights(checkpoint) for checkpoint in job.checkpoints]
-    model = build(job.spec)
+    model = build(job.spec).to(job.evaluator.state.device)
     fitness = plain.Fitness(model, loader(job, job.search), calibration_loader(job))
     population = [plain.blend(states[0], states[1], r.coefficients[0]) for r in searcher_of(job).population]
     known = {name for name, _ in model.named_parameters()}
@@ -207,7 +216,7 @@ def baseline(ask: Ask, job: Job, _: Path) -> Found:
     else:
         run = torchga.search(model, population, fitness, known, search, ask.seed)
     with torch.no_grad():
-        model(next(iter(fitness.search))[0])
+        model(next(iter(fitness.search))[0].to(job.evaluator.state.device))
     with clock.running():
         best, value, generations = run()
     images, individuals = fitness.images, fitness.individuals
@@ -216,7 +225,7 @@ def baseline(ask: Ask, job: Job, _: Path) -> Found:
 
 
 def loader(job: Job, split: Split) -> torch.utils.data.DataLoader:
-    return plain.loader(job.evaluator.network.normalized(split.images).contiguous(), split.labels)
+    return plain.loader(normalized(job, split).contiguous().cpu(), split.labels)
 
 
 def calibration_loader(job: Job) -> torch.utils.data.DataLoader | None:
@@ -233,11 +242,10 @@ def bare(ask: Ask, job: Job, _: Path) -> Found:
         evaluator.network.folded.update()
     folded = evaluator.network.folded.network if evaluator.network.folded else model
     size = evaluator.network.calibration_batch
-    search = [evaluator.network.normalized(images) for images in job.search.images.split(evaluator.network.batch_size)]
-    calibration = []
+    search = normalized(job, job.search).split(evaluator.network.batch_size)
+    calibration: tuple[torch.Tensor, ...] = ()
     if job.settings.calibrate and job.calibration:
-        parts = job.calibration.images.tensor_split(-(-len(job.calibration) // size))
-        calibration = [evaluator.network.normalized(images) for images in parts]
+        calibration = normalized(job, job.calibration).tensor_split(-(-len(job.calibration) // size))
     images = 0
     with torch.inference_mode(), clock.running():
         for _ in range(ask.individuals):
@@ -279,13 +287,15 @@ def steps(ask: Ask) -> dict[str, Any]:
             "noise_terms": len(recipe.noise),
             "materializing": materializing,
             "deciding": deciding,
-            "calibrating": max(calibrating - materializing, 0.0) if calibration else 0.0,
+            "calibrating": max(calibrating - 2 * materializing, 0.0) if calibration else 0.0,
             "scoring": whole - calibrating,
             "evaluation": whole,
             "images": images,
             "search_images": len(job.search),
             "calibration_images": calibration,
             "images_per_second": images / whole,
+            "calibration_batch": evaluator.network.calibration_batch,
+            "batch": evaluator.network.batch_size,
         }
 
 
@@ -312,11 +322,18 @@ def late(job: Job, seed: int, record: Path) -> tuple[float, float, Recipe]:
         deciding.append(time.perf_counter() - started)
 
 
+def finish() -> None:
+    """Wait for a GPU to do what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def timed(work: Callable[[], Any], repeats: int = 3) -> float:
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
+        finish()
         seconds.append(time.perf_counter() - started)
     return median(seconds)
 
@@ -340,17 +357,18 @@ def ways(ask: Ask) -> dict[str, Any]:
 
 
 def gather(ask: Ask) -> dict[str, Any]:
-    """Seconds in which two processes tell each other the scores of a population."""
+    """Seconds in which two processes tell each other what a population says of a first rung of the images."""
     with TemporaryDirectory() as folder:
-        context = torch.multiprocessing.spawn(_gather, (folder, ask.population), nprocs=2, join=False)
+        context = torch.multiprocessing.spawn(_gather, (folder, ask.population, ask.images), nprocs=2, join=False)
         while not context.join():
             pass
         return {"gather": float((Path(folder) / "seconds").read_text())}
 
 
-def _gather(rank: int, folder: str, population: int) -> None:
+def _gather(rank: int, folder: str, population: int, images: int) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=FileStore(f"{folder}/store", 2))
-    mine = [(k, Score(k, 1000, 0.5)) for k in range(rank, population, 2)]
+    seen = rungs(images)[0]
+    mine = [(k, Answers(np.zeros(seen, bool), np.zeros(seen))) for k in range(rank, population, 2)]
     everyone: list[Any] = [None, None]
     seconds = timed(lambda: torch.distributed.all_gather_object(everyone, (mine, 1000)), GATHERS)
     if rank == 0:

@@ -29,6 +29,7 @@ class Fitness:
 
     def __init__(self, model: nn.Module, search: DataLoader, calibration: DataLoader | None) -> None:
         self.model, self.search, self.calibration = model, search, calibration
+        self.device = next(model.parameters()).device
         self.images = self.individuals = 0
 
     def __call__(self, state: State) -> float:
@@ -38,13 +39,13 @@ class Fitness:
     def accuracy(self, state: State, images: DataLoader) -> float:
         self.model.load_state_dict(state)
         if self.calibration is not None:
-            update_bn(self.calibration, self.model)
+            update_bn(self.calibration, self.model, device=self.device)
             self.images += len(self.calibration.dataset)  # type: ignore[arg-type]
         self.model.eval()
         correct = 0
         with torch.no_grad():
             for x, y in images:
-                correct += int((self.model(x).argmax(dim=1) == y).sum())
+                correct += int((self.model(x.to(self.device)).argmax(dim=1) == y.to(self.device)).sum())
         self.images += len(images.dataset)  # type: ignore[arg-type]
         return correct / len(images.dataset)  # type: ignore[arg-type]
 

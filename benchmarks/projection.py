@@ -1,11 +1,12 @@
 """What a search would take on more workers: a model of measured steps, not a measurement."""
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from hfmega.data.images import batches, even
 from hfmega.evaluation import race
+from hfmega.evaluation.processes import shared_out
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,18 @@ class Rung:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of each step. calibrating, scoring: of one image; deciding: of a generation; gathering: of a rung."""
+    """Seconds of each step. calibrating, scoring: of one image; deciding: of a generation; gathering: of a phase.
+
+    calibration_batch, batch: how many images pass at once; only whole batches are shared out.
+    """
 
     materializing: float
     calibrating: float
     scoring: float
     deciding: float
     gathering: float
+    calibration_batch: int
+    batch: int
 
 
 def exact(individuals: int, images: int, calibration: int) -> list[Rung]:
@@ -43,19 +49,37 @@ def raced(individuals: int, images: int, calibration: int) -> list[Rung]:
     return found
 
 
-def makespan(costs: Sequence[float], workers: int) -> float:
-    """Longest processing time first: every individual goes to the worker that is free first."""
-    loads = [0.0] * workers
-    for cost in sorted(costs, reverse=True):
-        heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads)
+def phase(individuals: int, parts: Sequence[range], image: float, costs: Costs, workers: int) -> float:
+    """Seconds until the slowest worker is through with its part of all batches, and everybody knows the results.
+
+    parts: the batches of each individual; image: seconds of one image. One worker has nothing to gather.
+    """
+    loads = [
+        sum(costs.materializing + image * sum(map(len, parts[item.start : item.stop])) for item in items)
+        for items in shared_out([len(parts)] * individuals, workers)
+    ]
+    return max(loads) + (costs.gathering if workers > 1 else 0.0)
+
+
+def calibrating(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
+    """Seconds of one generation in which statistics are re-estimated."""
+    return sum(
+        phase(
+            rung.individuals,
+            even(range(rung.calibration), costs.calibration_batch),
+            costs.calibrating,
+            costs,
+            workers,
+        )
+        for rung in rungs
+        if rung.calibration
+    )
 
 
 def generation(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
-    """Seconds of one generation. Deciding is done by every worker alike; one worker has nothing to gather."""
-    gathering = costs.gathering if workers > 1 else 0.0
-
-    def individual(rung: Rung) -> float:
-        return costs.materializing + rung.calibration * costs.calibrating + rung.images * costs.scoring
-
-    return costs.deciding + sum(makespan([individual(rung)] * rung.individuals, workers) + gathering for rung in rungs)
+    """Seconds of one generation. Deciding is done by every worker alike."""
+    scoring = sum(
+        phase(rung.individuals, batches(range(rung.images), costs.batch), costs.scoring, costs, workers)
+        for rung in rungs
+    )
+    return costs.deciding + calibrating(rungs, costs, workers) + scoring

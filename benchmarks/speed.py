@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--population-images", type=int, default=1000, help="fitness images of the table population")
     words.add_argument("--populations", type=commas(int), default=list(POPULATIONS))
     words.add_argument("--architectures", type=commas(str), default=list(ARCHITECTURES))
+    words.add_argument("--large", type=int, default=50_000, help="search images of the second table of workers")
     words.add_argument("--workers", type=commas(int), default=list(WORKERS))
     words.add_argument("-o", "--output", type=Path, default=Path("runs/bench"))
     return words

@@ -202,7 +202,8 @@ def size(bench: Bench) -> Iterator[Table]:
     yield Table(
         "Cost against the size of the network",
         f"One individual of generation {LATE} of a search that was told made-up scores (untrained weights, "
-        f"{bench.options.population} individuals): materialized, calibrated and scored.",
+        f"{bench.options.population} individuals): materialized, calibrated, materialized again and scored. Share: of "
+        "materializing, both times.",
         ["network", "floats", "noise terms", "materializing (ms)", "evaluation (ms)", "share", "images/s"],
         [
             [
@@ -211,7 +212,7 @@ def size(bench: Bench) -> Iterator[Table]:
                 str(found["noise_terms"]),
                 f"{1000 * found['materializing']:.1f}",
                 f"{1000 * found['evaluation']:.0f}",
-                f"{found['materializing'] / found['evaluation']:.1%}",
+                f"{2 * found['materializing'] / found['evaluation']:.1%}",
                 f"{found['images_per_second']:,.0f}",
             ]
             for architecture, found in measured.items()
@@ -241,27 +242,40 @@ def passes(bench: Bench) -> Iterator[Table]:
 
 
 def workers(bench: Bench) -> Iterator[Table]:
-    """A projection to more workers from the steps measured here."""
-    options = bench.options
-    step = bench.measure("steps", generations=options.generations, calibrate=True)
-    costs = costs_of(bench, step)
-    shape = options.population - 1, step["search_images"], step["calibration_images"]
+    """A projection to more workers from the steps measured here: of the set that was searched, and of a large one."""
+    step = bench.measure("steps", generations=bench.options.generations, calibrate=True)
+    for images in (step["search_images"], bench.options.large):
+        yield projected(bench, step, images)
+
+
+def projected(bench: Bench, step: Found, images: int) -> Table:
+    """images: how many steer the search."""
+    options, costs = bench.options, costs_of(bench, step, images)
+    shape = options.population - 1, images, step["calibration_images"]
     races = {"--exact": projection.exact(*shape), "hfmega": projection.raced(*shape)}
     written = ", then ".join(f"{rung.individuals} on {rung.images:,}" for rung in races["hfmega"])
 
     def cells(rungs: list[projection.Rung], count: int) -> list[str]:
         alone, together = (projection.generation(rungs, costs, k) for k in (1, count))
-        return [f"{together:.2f}", f"{alone / together:.1f}"]
+        calibrating = projection.calibrating(rungs, costs, count)
+        return [f"{together:.2f}", f"{alone / together:.1f}", f"{calibrating / together:.0%}"]
 
-    yield Table(
-        "More workers (a projection, not a measurement)",
-        f"The {options.population - 1} children of a generation, with calibration, are handed out longest job first, a "
-        f"rung of the race at a time ({written} images, if the paired test stops nobody). From steps measured on one "
-        f"worker: materializing {1000 * costs.materializing:.1f} ms, calibrating {1e6 * costs.calibrating:.0f} µs and "
-        f"scoring {1e6 * costs.scoring:.0f} µs an image, deciding {1000 * costs.deciding:.1f} ms a generation, "
-        f"gathering {1000 * costs.gathering:.2f} ms a rung between two processes of one machine (taken to be the same "
-        "for more).",
-        ["workers", *(cell for race in races for cell in (f"seconds a generation, {race}", "speed-up"))],
+    return Table(
+        f"More workers, {images:,} search images (a projection, not a measurement)",
+        f"The {options.population - 1} children of a generation, a rung of the race at a time ({written} images, if "
+        "the paired test stops nobody). Each rung is two phases: the batches that re-estimate statistics "
+        f"({costs.calibration_batch} of up to {step['calibration_images']:,} images), then those that are scored "
+        f"({costs.batch} images). All batches of a phase are cut into equal parts, as a search cuts them, and "
+        f"the slowest worker counts. From steps measured on one worker: materializing {1000 * costs.materializing:.1f} "
+        f"ms for each individual of a part, calibrating {1e6 * costs.calibrating:.0f} µs and scoring "
+        f"{1e6 * costs.scoring:.0f} µs an image, deciding {1000 * costs.deciding:.1f} ms a generation, gathering "
+        f"{1000 * costs.gathering:.2f} ms a phase between two processes of one machine (taken to be the same for "
+        "more). "
+        "Seconds: of a generation. Calibrating: its share of them.",
+        [
+            "workers",
+            *(cell for race in races for cell in (f"seconds, {race}", "speed-up", "calibrating")),
+        ],
         [
             [str(count), *(cell for rungs in races.values() for cell in cells(rungs, count))]
             for count in options.workers
@@ -269,14 +283,16 @@ def workers(bench: Bench) -> Iterator[Table]:
     )
 
 
-def costs_of(bench: Bench, step: Found) -> projection.Costs:
-    """The steps by measurement."""
+def costs_of(bench: Bench, step: Found, images: int) -> projection.Costs:
+    """The steps by measurement. images: how many steer the search: a ninth of them is gathered of each individual."""
     return projection.Costs(
         materializing=step["materializing"],
         calibrating=step["calibrating"] / max(step["calibration_images"], 1),
         scoring=step["scoring"] / step["search_images"],
         deciding=step["deciding"],
-        gathering=bench.measure("gather")["gather"],
+        gathering=bench.measure("gather", images=images)["gather"],
+        calibration_batch=step["calibration_batch"],
+        batch=step["batch"],
     )
 
 

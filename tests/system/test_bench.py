@@ -69,13 +69,18 @@ def test_the_page_names_sources_and_no_place_of_this_machine(bench: tuple[Rows, 
     assert str(results.parent.parent) not in page + numbers
 
 
-def test_the_projection_never_does_better_than_one_individual_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_projection_cuts_whole_batches_and_never_does_better_than_one_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     projection = __import__("projection")
-    costs = projection.Costs(materializing=0.1, calibrating=0.0, scoring=0.001, deciding=0.0, gathering=0.0)
+    costs = projection.Costs(0.1, 0.002, 0.001, deciding=0.0, gathering=0.5, calibration_batch=50, batch=100)
     rungs = projection.raced(11, images=900, calibration=0)
     assert [(rung.individuals, rung.images) for rung in rungs] == [(11, 300), (3, 600)]
     alone, three, many = (projection.generation(rungs, costs, workers) for workers in (1, 3, 64))
     assert alone == pytest.approx(11 * 0.4 + 3 * 0.7)
-    assert three == pytest.approx(4 * 0.4 + 1 * 0.7)
-    assert many == pytest.approx(0.4 + 0.7)
+    assert three == pytest.approx((5 * 0.1 + 11 * 0.1) + (0.1 + 6 * 0.1) + 2 * 0.5)
+    assert many == pytest.approx(2 * (0.1 + 0.1) + 2 * 0.5)
+    calibrated = projection.raced(11, images=900, calibration=90)
+    assert [(rung.calibration, rung.images) for rung in calibrated] == [(30, 300), (90, 900)]
+    assert projection.calibrating(calibrated, costs, 64) == pytest.approx((0.1 + 0.06) + (0.1 + 0.09) + 2 * 0.5)
