@@ -41,8 +41,9 @@ DEFAULT_ROW: Final = "mega"
 SEARCH: Final = replace(DEFAULT, population=8, generations=5)
 IMAGES: Final = 3000
 CALIBRATION_START: Final = 5000  # row of train: what lies before is held out
-# For the last mile: 7,500 images, in equal numbers from what each branch of `make families` was trained on.
-UNLABELLED: Final = "train[6000:7875]+train[17250:19125]+train[28500:30375]+train[39750:41625]"
+# For the last mile: all images that sources were trained on, or where the network is large 7,500 from all quarters.
+UNLABELLED: Final = "train[5000:]"
+FEW_UNLABELLED: Final = "train[6000:7875]+train[17250:19125]+train[28500:30375]+train[39750:41625]"
 FAR: Final = 8.0  # points below the best source: what lies there is an arrow at the edge of the picture
 LEAST: Final = 0.003  # between best source and ensemble: below it there is no way to go a share of
 
@@ -115,7 +116,7 @@ class Branch:
 class Family:
     """Sources that are merged together. base: what they started from; tree: as for `hfmega merge`.
 
-    varied: whether the default is also tried with other settings.
+    varied: whether the default is also tried with other settings; unlabelled: the images of a last mile.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Family:
     base: str | None = None
     tree: str = "pairs"
     varied: bool = False
+    unlabelled: str = UNLABELLED
 
 
 EIGHT: Final = tuple(f"resnet8-s{seed}" for seed in range(44, 52))
@@ -155,10 +157,18 @@ FAMILIES: Final = (
         ("effnet-ft1", "effnet-ft2", "effnet-ft4"),
         "effnet-trunk",
         tree="flat",
+        unlabelled=FEW_UNLABELLED,
     ),
     Family("done-independent", "independent", KINDS["independent"]),
     Family("done-branches", "one trunk", KINDS["branches"], "trunk"),
-    Family("done-fine-tunes", "one pretrained start", KINDS["fine-tunes"], "effnet-trunk", tree="flat"),
+    Family(
+        "done-fine-tunes",
+        "one pretrained start",
+        KINDS["fine-tunes"],
+        "effnet-trunk",
+        tree="flat",
+        unlabelled=FEW_UNLABELLED,
+    ),
 )
 
 
@@ -228,7 +238,7 @@ def asked(family: Family, method: str, places: dict[str, str], arguments: argpar
                 fitness_images=IMAGES,
                 calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + how.calibration}]",
                 confirm_share=how.confirm_share,
-                distill=UNLABELLED if "distill" in how.last else None,
+                distill=family.unlabelled if "distill" in how.last else None,
             ),
             last=last_mile_of(how, arguments),
             tree=family.tree,  # type: ignore[arg-type]
@@ -498,7 +508,7 @@ def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
         settings=SEARCH,
         images=IMAGES,
         calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + Ask('').calibration}]",
-        unlabelled=UNLABELLED,
+        unlabelled={UNLABELLED: "all but the held-out images", FEW_UNLABELLED: "7,500 images for the EfficientNets"},
         searches=arguments.seeds,
         compared=len(static),
         lost=[r for r in static if not holds(r)],
