@@ -34,12 +34,17 @@ from hfmega.weights.sources import mix
 
 EVENLY: Final = "train[5000:8750]+train[16250:20000]+train[27500:31250]+train[38750:42500]"  # of each quarter as many
 KINDS: Final = {
-    "independent": tuple(f"r8-{seed}" for seed in (101, 102, 103, 104)),
+    "independent": ("r8-101", "r8-102", "r8-103", "r8-104"),
     "branches": tuple(f"branch-{k}" for k in range(4)),
     "fine-tunes": tuple(f"eff-{k}" for k in range(4)),
 }
-MORE: Final = {"independent": "more-101", "branches": "more-branch-0", "fine-tunes": "more-eff-0"}
-FURTHER: Final = {MORE[kind]: names[0] for kind, names in KINDS.items()}
+SEEDS: Final = (101, 102, 103, 104)
+FIRST: Final = tuple(f"r8-{seed}-24" for seed in SEEDS)  # the first 24 epochs of r8-SEED
+STEPS: Final = {
+    "independent": ((FIRST[0], "r8-101"), ("r8-101", "more-101")),
+    "branches": (("branch-0", "more-branch-0"),),
+    "fine-tunes": (("eff-0", "more-eff-0"),),
+}  # a checkpoint, and what it is after more epochs
 DONE: Final = 0.003  # more epochs give less
 HELD_OUT: Final = 5_000
 CALIBRATION: Final = 5_000  # images that BatchNorm statistics are re-estimated on
@@ -74,11 +79,12 @@ def window(k: int) -> tuple[int, int]:
 ALL: Final = (HELD_OUT, None)
 EFFNET: Final[dict[str, Any]] = {"network": "tf_efficientnet_lite0", "batch_size": 64}
 PLANS: Final = {
-    **{f"r8-{seed}": Plan(ALL, 24, 0.01, seed) for seed in (101, 102, 103, 104)},
+    **{f"r8-{seed}-24": Plan(ALL, 24, 0.01, seed) for seed in SEEDS},
+    **{f"r8-{seed}": Plan(ALL, 6, 0.003, 200 + seed, f"r8-{seed}-24") for seed in SEEDS},
     "trunk": Plan(ALL, 16, 0.01, 201),
     **{f"branch-{k}": Plan(quarter(k), 12, 0.003, 210 + k, "trunk") for k in range(4)},
     **{f"eff-{k}": Plan(window(k), 6, 0.0005, 400 + k, "effnet-trunk", **EFFNET) for k in range(4)},
-    "more-101": Plan(ALL, 6, 0.003, 301, "r8-101"),
+    "more-101": Plan(ALL, 6, 0.003, 401, "r8-101"),
     "more-branch-0": Plan(quarter(0), 6, 0.003, 302, "branch-0"),
     "more-eff-0": Plan(window(0), 2, 0.0005, 303, "eff-0", **EFFNET),
 }
@@ -151,16 +157,28 @@ def trained(name: str, arguments: argparse.Namespace, output: Output) -> str:
     return str(folder)
 
 
-def asked_again(kind: str, folders: Sequence[Path], dataset: str) -> More | None:
-    """The first checkpoint of a kind before and after more epochs; None where one of them is not there."""
-    after, before = MORE[kind], FURTHER[MORE[kind]]
-    there = given([before, after], folders, partial=True)
+def asked_again(kind: str, step: tuple[str, str], folders: Sequence[Path], dataset: str) -> More | None:
+    """A checkpoint before and after more epochs; None where one of them is not there."""
+    there = given(step, folders, partial=True)
     if len(there) < 2:
         return None
     first, second = (on_test(folder, dataset) for folder in there)
-    found = compare(second, first)
-    epochs = (PLANS[before].epochs, PLANS[after].epochs)
+    found, (before, after) = compare(second, first), step
+    epochs = (epochs_of(before), PLANS[after].epochs)
     return More(kind, before, *epochs, first.accuracy, second.accuracy, found.gain, *found.interval)
+
+
+def epochs_of(name: str) -> int:
+    """The epochs of a checkpoint on its images, with those of the one that it goes on from."""
+    plan = PLANS[name]
+    earlier = plan.init if plan.init in PLANS and PLANS[plan.init].rows == plan.rows else None
+    return plan.epochs + (epochs_of(earlier) if earlier else 0)
+
+
+def shown(names: Sequence[str]) -> list[str]:
+    """The checkpoints of the page, each after the one that it was trained from."""
+    starts = [PLANS[name].init for name in names]
+    return list(dict.fromkeys(n for pair in zip(starts, names, strict=True) for n in pair if n in PLANS))
 
 
 def on_test(folder: str, dataset: str) -> Answers:
@@ -233,11 +251,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/families"))
     arguments = parser.parse_args()
     output, folders = Output(), (*arguments.sources, arguments.output)
-    names = [name for kind in arguments.kinds for name in (*KINDS[kind], MORE[kind])]
+    steps = [(kind, step) for kind in arguments.kinds for step in STEPS[kind]]
+    names = list(dict.fromkeys(n for kind in arguments.kinds for n in (*KINDS[kind], *sum(STEPS[kind], ()))))
     for name in names if not arguments.report_only else ():
         trained(name, arguments, output)
-    rows = [row for kind in arguments.kinds if (row := asked_again(kind, folders, arguments.dataset))]
-    sources = {Path(s).name: on_test(s, arguments.dataset).accuracy for s in given(["trunk", *names], folders, True)}
+    rows = [row for kind, step in steps if (row := asked_again(kind, step, folders, arguments.dataset))]
+    sources = {Path(s).name: on_test(s, arguments.dataset).accuracy for s in given(shown(names), folders, True)}
     firsts = given([KINDS[kind][0] for kind in arguments.kinds], folders, partial=True)
     statistics = [re_estimated(folder, arguments.dataset) for folder in firsts]
     write(rows, sources, statistics, arguments.output / "results")
