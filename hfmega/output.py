@@ -1,6 +1,7 @@
 """One output sink: what a person reads goes to stderr, what a program reads to stdout."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from hfmega.errors import printable
 from hfmega.phases import WATCH, Phases, Watch, clock_of, duration
 
 SILENCE: Final = 30.0  # seconds after which a log, which has no bar, gets a line
+FLAVOR: Final = "HFMEGA_FLAVOR"  # set in a job of the Hub: the machine that it runs on
+TOLD: Final = "progress: "  # how a line of progress begins in the log of a job, which another hfmega follows
 
 
 class Output:
@@ -48,6 +51,11 @@ class Output:
         if self._display:
             self._display.close()
             self._display = None
+
+    @property
+    def live(self) -> bool:
+        """Whether a line on a terminal shows how far the command has come."""
+        return self._display is not None and self._display.live
 
     def say(self, text: str) -> None:
         self._console.print(printable(text), markup=False)
@@ -87,6 +95,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console, self._phases = console, Phases()
         self._live = Line(self._phases, console) if console.is_terminal else None
+        self._prefix = TOLD if FLAVOR in os.environ else ""
         self._said = time.monotonic()
         self._token: Token[Watch | None] | None = WATCH.set(Watch(self._phases, self._began, self._moved))
         if self._live:
@@ -98,6 +107,10 @@ class Display:
             self._token = None
         if self._live:
             self._live.stop()
+
+    @property
+    def live(self) -> bool:
+        return self._live is not None
 
     def refresh(self) -> None:
         """Show how far it is now."""
@@ -120,7 +133,7 @@ class Display:
             parts.append(f"{before}{phases.total:,.0f} images")
         if left is not None:
             parts.append(f"about {duration(left)} to go")
-        self._console.print(printable(", ".join(parts)), markup=False)
+        self._console.print(printable(self._prefix + ", ".join(parts)), markup=False)
         self._said = time.monotonic()
 
 

@@ -16,7 +16,7 @@ PAGES: Final = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "d
 OTHERS: Final = {"--flavor", "--secrets", "--nodes", "--nnodes", "--node-rank", "--master-addr", "--master-port",
                  "--nproc-per-node", "--ntasks-per-node", "--multi_gpu", "--num_machines", "--machine_rank",
                  "--main_process_ip", "--main_process_port", "--num_processes", "--last-failed", "--delete",
-                 "--durations", "--help", "--version"}  # fmt: skip
+                 "--durations", "--help", "--version", "--rdzv-backend", "--rdzv-endpoint"}  # fmt: skip
 
 
 def flags() -> set[str]:

@@ -14,6 +14,7 @@ from hfmega import __version__
 from hfmega.cli.config import merge_settings
 from hfmega.cli.display import close_output, open_output
 from hfmega.cli.errors import code_of, hide_token, show, terminable
+from hfmega.cli.on import as_job
 from hfmega.cli.options import (
     cache_option,
     common_options,
@@ -58,6 +59,9 @@ def merge(context: click.RichContext, /, sources: tuple[str, ...], **flags: Any)
     from hfmega import launch
 
     settings = merge_settings(context, sources, flags)
+    if flags["on"]:
+        as_job(settings, output, flags)
+        return
     processes = launch.processes_wanted(flags["num_processes"], flags["cpu"])
     if processes > 1:
         output.close()  # each process has an output of its own

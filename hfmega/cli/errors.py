@@ -33,9 +33,9 @@ def peer_problem(error: RuntimeError) -> str | None:
 
 # The first that fits: what was raised, its sentence (None: it says nothing of this one), the exit code.
 PROBLEMS: Final[tuple[tuple[type[BaseException], Callable[[Any], str | None], int], ...]] = (
-    (KeyboardInterrupt, lambda _: f"interrupted; {RESUMES}", 130),
-    (click.Abort, lambda _: f"interrupted; {RESUMES}", 130),
-    (Terminated, lambda _: f"terminated; {RESUMES}", 143),
+    (KeyboardInterrupt, lambda error: str(error) or f"interrupted; {RESUMES}", 130),
+    (click.Abort, lambda error: str(error.__context__ or "") or f"interrupted; {RESUMES}", 130),  # click's word for it
+    (Terminated, lambda error: str(error) or f"terminated; {RESUMES}", 143),
     (HfmegaError, str, 1),
     (OSError, disk_problem, 1),
     (RuntimeError, peer_problem, 1),

@@ -1,6 +1,7 @@
 """The options of the commands, as decorators: those of a merge are made from the fields of its settings."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -110,6 +111,13 @@ def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
         raise SettingsError(f"--seeds {text!r} is not a list of seeds: write --seeds 44,45.") from error
 
 
+def timeout_of(_: click.Context, __: click.Parameter, text: str) -> str:
+    """A duration as the Hub's jobs take it. Raises BadParameter for anything else."""
+    if not re.fullmatch(r"[1-9]\d*[smhd]?", text):
+        raise click.BadParameter(f"{text!r} is not a duration: write 90m, 6h or a number of seconds.")
+    return text
+
+
 token_option = option(
     "Publishing",
     "--token",
@@ -155,6 +163,17 @@ common_options = stack(
     option("Output", "-v", "--verbose", is_flag=True, help="Say more."),
 )
 run_options = stack(made("overwrite"), cpu_option)
+job_options = stack(
+    option("Everyday", "--on", metavar="FLAVOR", help="Run as a job of the Hub on such a machine, e.g. l4x4."),
+    option(
+        "Hardware",
+        "--timeout",
+        metavar="T",
+        default="2h",
+        callback=timeout_of,
+        help="Longest time of a job of --on, e.g. 90m or 6h [default: 2h]",
+    ),
+)
 merge_options = stack(
     made(*(name for name in OFFERED if name != "overwrite")),
     option(
@@ -175,6 +194,7 @@ merge_options = stack(
         metavar="N",
         help="Processes (default: one per visible GPU, else 1).",
     ),
+    job_options,
     dry_run_option,
     cache_option,
     run_options,

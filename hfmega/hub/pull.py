@@ -47,7 +47,7 @@ def pull(source: str) -> Checkpoint:
     Raises SourceError or HubError for what cannot be had, is only a pickle, or has a config that cannot be read.
     """
     source = spelled(source)
-    if _is_local(source):
+    if is_local(source):
         return from_folder(Path(source).expanduser())
     repo_id, revision = parse(source)
     try:
@@ -69,7 +69,7 @@ def _nowhere(source: str, error: Exception) -> HubError:
     return HubError(f"{folder}{problem}{near_ids(repo_id)}")
 
 
-def _is_local(source: str) -> bool:
+def is_local(source: str) -> bool:
     """Whether a source is a folder, or is written like one."""
     if source.startswith("hf://"):
         return False
@@ -163,7 +163,7 @@ def preview(source: str) -> Preview:
     The sha256 of a Hub source is empty: its weights are not here.
     """
     source = spelled(source)
-    if _is_local(source):
+    if is_local(source):
         return Preview(from_folder(Path(source).expanduser()), 0)
     repo_id, revision = parse(source)
     try:

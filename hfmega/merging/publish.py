@@ -19,6 +19,7 @@ from hfmega.output import Output
 from hfmega.report import card, lineage, page
 from hfmega.report.lineage import Lineage, SourceEntry
 from hfmega.report.wording import listed
+from hfmega.weights.checkpoint import Checkpoint
 
 Report = Literal["no", "without images", "with images"]
 
@@ -88,17 +89,22 @@ def with_sources(made: Lineage, folder: Path, target: Push, output: Output) -> L
 
 
 def published(source: SourceEntry, folder: Path, target: Push, output: Output) -> SourceEntry:
-    """A local source in a repository of its own, `ID-sources-NAME`. Its folder stays as it is."""
-    found = find_source(source, folder, None)
+    """A local source of a merge, published."""
+    repo_id, revision = publish_source(find_source(source, folder, None), target, output)
+    return replace(source, repo_id=repo_id, revision=revision, path=None)
+
+
+def publish_source(source: Checkpoint, target: Push, output: Output) -> tuple[str, str]:
+    """Put a local source into a repository of its own, `ID-sources-NAME`; its id and commit. Its folder stays as is."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.") or source.sha256[:8]
     owner, _, merge = target.repo_id.rpartition("/")
     repo_id = f"{owner}/{merge[:40]}-sources-{name[:40]}".strip("/-.")
     own = Push(repo_id, target.private, commit_message=f"Source of {target.repo_id}")
     with TemporaryDirectory() as scratch:
-        files = files_of(found.folder, found.shards)
+        files = files_of(source.folder, source.shards)
         if CARD in files:
             files[CARD] = Path(scratch) / CARD
-            text = (found.folder / CARD).read_text(encoding="utf-8", errors="replace")
+            text = (source.folder / CARD).read_text(encoding="utf-8", errors="replace")
             files[CARD].write_text(card.published_as(repo_id, text), encoding="utf-8")
-        output.say(f"published: {push(found.folder, own, files)}")
-    return replace(source, repo_id=repo_id, revision=newest(repo_id), path=None)
+        output.say(f"published: {push(source.folder, own, files)}")
+    return repo_id, newest(repo_id)

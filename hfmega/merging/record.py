@@ -1,6 +1,7 @@
 """What a finished job becomes: folder, weights, lineage, card."""
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from hfmega.merging.progress import Merged, Progress
 from hfmega.merging.replay import write_places
 from hfmega.models.library import merged_config, packages, with_record
 from hfmega.models.library import read as read_spec
+from hfmega.output import FLAVOR
 from hfmega.report import card, lineage, page, thumbnails
 from hfmega.report.lineage import Control, DataEntry, Lineage, NodeEntry, Reference, SourceEntry, SplitEntry
 from hfmega.search.recipe import Recipe, centroid, source_alone
@@ -186,7 +188,10 @@ def data_entry(job: Job) -> DataEntry:
 
 
 def environment(state: PartialState, library: Sequence[str]) -> dict[str, Any]:
-    """Versions, device, processes and threads: what the last bits of a forward pass may depend on."""
+    """Versions, device, processes and threads: what the last bits of a forward pass may depend on.
+
+    flavor: of the job of the Hub that made the merge; not there for one that was made elsewhere.
+    """
     recorded_packages = ("torch", *library, "numpy", "safetensors", "huggingface_hub", "datasets", "accelerate")
     return {
         "python": platform.python_version(),
@@ -195,4 +200,5 @@ def environment(state: PartialState, library: Sequence[str]) -> dict[str, Any]:
         "device": state.device.type,
         "num_processes": state.num_processes,
         "threads": torch.get_num_threads(),
+        **({"flavor": os.environ[FLAVOR]} if FLAVOR in os.environ else {}),
     }

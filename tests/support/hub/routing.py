@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from typing import Any
@@ -34,6 +34,7 @@ class Site:
     users: dict[str, User]
     endpoint: str
     secret: bytes
+    jobs: Any = None  # support.hub.jobs.Jobs
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Response:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    stream: Iterator[bytes] | None = None  # in place of a body: sent as it comes, until it ends
 
 
 @dataclass(frozen=True)

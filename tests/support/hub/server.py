@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from . import endpoints, routing, uploads  # noqa: F401  (two of them only register their routes)
+from .jobs import Jobs
 from .routing import Call, Response, Site, User, reply
 from .storage import Repository, Store, belongs_to_lfs
 
@@ -51,7 +52,10 @@ class Hub:
         self._stopped = threading.Event()
         self._server = Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._site = Site(Store(root), {}, self.url, secrets.token_bytes(16))
+        store = Store(root)
+        self.jobs = Jobs(root, store)
+        self.jobs.environment = self.environment
+        self._site = Site(store, {}, self.url, secrets.token_bytes(16), self.jobs)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
     def __enter__(self) -> Hub:
@@ -60,6 +64,7 @@ class Hub:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        self.jobs.stop()
         self._server.shutdown()
         self._thread.join()
         self._server.hang_up()
@@ -211,6 +216,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(response.status)
         for name, value in response.headers.items():
             self.send_header(name, value.replace("\n", " "))
+        if response.stream is not None:
+            self._send_stream(response.stream, fault)
+            return
         self.send_header("Content-Length", str(len(response.body)))
         self.end_headers()
         body = b"" if self.command == "HEAD" else _flipped(response.body, fault.flip_byte)
@@ -218,6 +226,20 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: fault.cut_after]
             self.close_connection = True
         self.wfile.write(body)
+
+    def _send_stream(self, stream: Iterator[bytes], fault: Fault) -> None:
+        """What comes, as it comes, in chunks; one that is cut short is a lost connection."""
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        sent = 0
+        for part in stream:
+            sent += len(part)
+            over = 0 if fault.cut_after is None else max(sent - fault.cut_after, 0)
+            self.wfile.write((b"%x\r\n%s\r\n" % (len(part), part))[: -over - 2 if over else None])
+            if over:
+                self.close_connection = True
+                return
+        self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Silence: `Hub.requests` is the log."""
