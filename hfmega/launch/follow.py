@@ -3,19 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from huggingface_hub import HfApi, JobInfo, JobStage
+from huggingface_hub import JobInfo, JobStage
 
 from hfmega import phases
 from hfmega.errors import HubError
-from hfmega.hub.problems import without_token
-from hfmega.hub.retry import steady
+from hfmega.hub.jobs import RESUMES, Jobs, asking
 from hfmega.launch.job import MOUNT, folder_of, place_of, ways
 from hfmega.launch.processes import Terminated
-from hfmega.launch.refusals import RESUMES, asking
 from hfmega.output import TOLD, Output
 
 FINAL: Final = "hfmega: "  # how the sentence begins that ends a command
@@ -28,18 +26,17 @@ PROGRESS: Final = re.compile(
 
 @dataclass
 class Heard:
-    """What a log has told so far: the result of the command, the sentence that ended it, the line said last.
-
-    lines: how many there were.
+    """What a log has told so far. result: what the command printed; sentences: those that ended it, one each attempt;
+    last: the line said last; lines: how many there were.
     """
 
     result: dict[str, Any] | None = None
-    sentence: str | None = None
+    sentences: list[str] = field(default_factory=list)
     last: str = ""
     lines: int = 0
 
 
-def follow(client: HfApi, owner: str, job: JobInfo, output: Output) -> dict[str, Any]:
+def follow(jobs: Jobs, job: JobInfo, output: Output) -> dict[str, Any]:
     """Show a job until it ends; returns what its command printed, as `--json` prints it.
 
     Raises HubError for a job that failed or is not there any more. Ctrl-C leaves the job running: KeyboardInterrupt (or
@@ -49,24 +46,23 @@ def follow(client: HfApi, owner: str, job: JobInfo, output: Output) -> dict[str,
     try:
         phases.begin(f"waiting for {job.flavor}")
         with asking(f"job {job.id}", ways(job)):
-            for line in lines(client, owner, job, follow=True):
+            for line in lines(jobs, job, follow=True):
                 hear(line, heard, output)
-            ended = steady(client.inspect_job, job_id=job.id, namespace=owner)
+            ended = jobs.now(job)
             if heard.result is None:  # the client reads no more of a log that was cut when its job had ended
-                for line in islice(lines(client, owner, job, follow=False), heard.lines, None):
+                for line in islice(lines(jobs, job, follow=False), heard.lines, None):
                     hear(line, heard, output)
     except (KeyboardInterrupt, Terminated) as stopped:
         raise type(stopped)(ways(job)) from None
     if ended.status.stage == JobStage.COMPLETED and heard.result is not None:
         return heard.result
-    raise HubError(failure(ended, heard, place_of(owner, job)))
+    raise HubError(failure(ended, heard, place_of(jobs, job)))
 
 
-def lines(client: HfApi, owner: str, job: JobInfo, follow: bool) -> Iterator[str]:
-    """The log of a job from its beginning, with the name that its folder has outside of it. follow: to its end."""
-    inside = f"{MOUNT}/{folder_of(job)}"
-    for said in client.fetch_job_logs(job_id=job.id, namespace=owner, follow=follow):
-        yield from (without_token(line).replace(inside, place_of(owner, job)) for line in said.splitlines())
+def lines(jobs: Jobs, job: JobInfo, follow: bool) -> Iterator[str]:
+    """The log of a job, with the name that its folder has outside of it."""
+    inside, outside = f"{MOUNT}/{folder_of(job)}", place_of(jobs, job)
+    return (line.replace(inside, outside) for line in jobs.lines(job, follow))
 
 
 def hear(line: str, heard: Heard, output: Output) -> None:
@@ -75,7 +71,7 @@ def hear(line: str, heard: Heard, output: Output) -> None:
     if (found := printed(line)) is not None:
         heard.result = found
     elif line.startswith(FINAL):
-        heard.sentence = line.removeprefix(FINAL)
+        heard.sentences.append(line.removeprefix(FINAL))
     elif (told := PROGRESS.fullmatch(line)) and output.live:
         show(told)
     else:
@@ -114,8 +110,10 @@ def failure(job: JobInfo, heard: Heard, place: str) -> str:
         return f"{named} has ended, but its log at {job.url} lacks the result: its folder is {place}."
     if job.status.stage in (JobStage.CANCELED, JobStage.DELETED):
         return f"{named} was {'cancelled' if job.status.stage == JobStage.CANCELED else 'deleted'}: {RESUMES}"
-    if heard.sentence:
-        return f"{heard.sentence.rstrip('.')} ({named}, {job.url})."
+    if heard.sentences:
+        said = "; then, tried again: ".join(sentence.rstrip(".") for sentence in dict.fromkeys(heard.sentences))
+        way = f" `hf buckets sync {place} DIR` brings its folder here." if place in said else ""
+        return f"{said} ({named}, {job.url}).{way}"
     reason = f" ({job.status.message.rstrip('.')})" if job.status.message else ""
     last = f"; its log ends with: {heard.last.rstrip('.')}" if heard.last else ""
     return f"{named} failed{reason}{last}. Its page is {job.url}; {RESUMES}"

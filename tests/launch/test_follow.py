@@ -65,7 +65,7 @@ def test_a_terminal_moves_its_line_and_a_log_gets_the_lines() -> None:
     for line in lines:
         hear(line, heard, terminal)
     assert terminal.said == lines[1:]
-    assert heard == Heard(None, None, "{oops", 4)
+    assert heard == Heard(None, [], "{oops", 4)
     plain = Terminal()
     plain.live = False  # type: ignore[assignment]
     hear(lines[0], heard, plain)
@@ -76,5 +76,5 @@ def test_the_result_and_the_last_sentence_are_kept_and_not_said() -> None:
     terminal, heard = Terminal(), Heard()
     for line in ['{"verdict": "better"}', '{"output": 1}', "hfmega: interrupted.", '{"verdict": "worse"}']:
         hear(line, heard, terminal)
-    assert heard == Heard({"verdict": "worse"}, "interrupted.", '{"output": 1}', 4)
+    assert heard == Heard({"verdict": "worse"}, ["interrupted."], '{"output": 1}', 4)
     assert terminal.said == ['{"output": 1}']

@@ -93,7 +93,9 @@ def test_the_same_command_finds_its_job_and_another_one_does_not(hub: Hub, machi
     first = machine(*MERGE, "--json")
     again = machine(*MERGE[:-1], "l4x4", "--json", "-v")
     assert again.json == first.json
-    assert f"found job {job_of(hub).id} on cpu-basic" in again.stderr
+    job = job_of(hub)
+    already = "which has made this merge already (--overwrite makes it again)"
+    assert f"found job {job.id} on cpu-basic: {hub.url}/jobs/ann/{job.id}, {already}" in again.stderr
     assert machine(*MERGE, "--seed", 1).code == 0
     assert len(hub.jobs.known) == 2
     assert machine(*MERGE, "--overwrite").code == 0  # a finished one, made again in a new folder
@@ -130,12 +132,18 @@ def test_a_job_that_failed_says_why_and_the_next_one_takes_its_folder(hub: Hub, 
     assert failed.complaint == (
         f"ann/s1 has 100 classes, ann/s2 has 10 (job {job.id} on cpu-basic, {hub.url}/jobs/ann/{job.id})."
     )
+    place = f"hf://buckets/ann/hfmega-merges/{job.spec['labels']['folder']}"
+    inside = f"/merges/{job.spec['labels']['folder']}"
+    program(
+        hub, f"hfmega: not published. {inside} is complete: `hfmega push {inside} ann/ab` finishes the job.", code=1
+    )
+    assert f"`hf buckets sync {place} DIR` brings its folder here." in machine(*MERGE).complaint
     program(hub, "error: no version of hfmega==0.1.0", code=2)
     assert "failed (Job failed with exit code: 2); its log ends with: error: no version of" in machine(*MERGE).complaint
     program(hub, *SAYS, json.dumps(RESULT))
     assert machine(*MERGE).code == 0
     assert len({job.spec["labels"]["folder"] for job in hub.jobs.known.values()}) == 1
-    assert len(hub.jobs.known) == 3
+    assert len(hub.jobs.known) == 4
 
 
 @pytest.mark.parametrize(("stage", "said"), [("CANCELED", "was cancelled: "), ("ERROR", "failed; its log ends with")])
@@ -190,6 +198,8 @@ def test_a_source_that_is_not_on_the_hub_starts_no_job(
     local = machine("merge", "ann/s1", tiny_sources[1], "--on", "cpu-basic").complaint
     assert f"{tiny_sources[1]} is a folder on this machine, and a job of the Hub cannot read it" in local
     assert "--push-sources" in local
+    base = machine(*MERGE, "--method", "task-arithmetic", "--base", tiny_sources[0]).complaint
+    assert f"{tiny_sources[0]} is a folder on this machine" in base
     assert not hub.jobs.known
 
 
@@ -216,9 +226,32 @@ def test_who_may_not_start_jobs_is_told_the_way_out(hub: Hub, machine: Callable[
     assert TOKEN not in machine(*MERGE).stderr
 
 
-def test_an_old_hub_or_none_is_one_sentence(hub: Hub, machine: Callable[..., Done], tmp_path: Path) -> None:
-    nowhere = {**hub.environment(tmp_path / "home", TOKEN), "HF_HUB_OFFLINE": "1"}
-    assert "HF_HUB_OFFLINE is set" in run(*MERGE, environment=nowhere).complaint
+def test_a_hub_out_of_reach_is_one_sentence(
+    hub: Hub, machine: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfmega.hub.retry.ATTEMPTS", 1)
+    away = {**hub.environment(tmp_path / "home", TOKEN), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert "the connection to the Hub failed for the user of this token" in run(*MERGE, environment=away).complaint
+    offline = {**hub.environment(tmp_path / "home", TOKEN), "HF_HUB_OFFLINE": "1"}
+    assert "HF_HUB_OFFLINE is set" in run(*MERGE, environment=offline).complaint
+
+
+def test_one_of_several_processes_starts_no_job(hub: Hub, machine: Callable[..., Done], tmp_path: Path) -> None:
+    one_of_two = {**hub.environment(tmp_path / "home", TOKEN), "WORLD_SIZE": "2", "RANK": "0"}
+    assert "--on starts one job" in run(*MERGE, environment=one_of_two).complaint
+
+
+def test_quiet_says_nothing_but_the_place(hub: Hub, machine: Callable[..., Done]) -> None:
+    done = machine(*MERGE, "-q")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout == f"hf://buckets/ann/hfmega-merges/{job_of(hub).spec['labels']['folder']}\n"
+
+
+def test_two_attempts_with_two_problems_tell_both(hub: Hub, machine: Callable[..., Done], tmp_path: Path) -> None:
+    mark = tmp_path / "tried"
+    source = f"from pathlib import Path as P; p = P({str(mark)!r}); print('hfmega:', 'two' if p.exists() else 'one')\n"
+    hub.jobs.program = [sys.executable, "-S", "-c", source + "p.touch(); raise SystemExit(1)"]
+    assert machine(*MERGE).complaint.startswith("one; then, tried again: two (job ")
 
 
 def test_wrong_usage_is_found_before_anything_is_asked(hub: Hub, machine: Callable[..., Done]) -> None:
@@ -228,7 +261,10 @@ def test_wrong_usage_is_found_before_anything_is_asked(hub: Hub, machine: Callab
     assert len(hub.requests) == before
 
 
-def test_a_dry_run_says_what_it_would_cost_and_starts_nothing(hub: Hub, machine: Callable[..., Done]) -> None:
+def test_a_dry_run_says_what_it_would_cost_and_starts_nothing(
+    hub: Hub, machine: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfmega.merging.estimate.PROBE_SECONDS", 0.05)
     done = machine(*MERGE[:-1], "l4x4", "--dry-run", "--json", "--fitness-split", "train[:200]")
     found = done.json
     assert found["flavor"] == "l4x4"
@@ -236,4 +272,5 @@ def test_a_dry_run_says_what_it_would_cost_and_starts_nothing(hub: Hub, machine:
     assert found["dollars"] == pytest.approx(found["seconds"] * 0.063333 / 60)
     assert "l4x4 (48 vCPU, 186 GB, 4 x L4 with 96 GB)" in done.stderr
     assert "estimated time (here)" in done.stderr
+    assert "price of an hour there" in done.stderr
     assert not hub.jobs.known

@@ -37,7 +37,7 @@ def when(true: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
     """Do something as soon as a condition holds, beside the command that this process runs."""
 
     def wait() -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not true() and time.monotonic() < until:
             time.sleep(0.02)
         act()

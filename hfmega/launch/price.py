@@ -1,19 +1,19 @@
 """The machines of the Hub that jobs run on, and what a merge would cost on one."""
 
-from huggingface_hub import HfApi, JobHardwareInfo
+from typing import Final
+
+from huggingface_hub import JobHardwareInfo
 
 from hfmega.errors import SettingsError
-from hfmega.hub.retry import steady
-from hfmega.launch.refusals import asking
+from hfmega.hub.jobs import Jobs
 from hfmega.phases import duration
 
-HOURS = {"second": 3600, "minute": 60, "hour": 1}  # how many units of a price an hour has
+HOURLY: Final = {"second": 3600, "minute": 60, "hour": 1}  # how many units of a price an hour has
 
 
-def flavor_of(client: HfApi, name: str) -> JobHardwareInfo:
-    """What the Hub says of a flavor. Raises SettingsError with those that there are, and HubError."""
-    with asking(f"flavor {name}"):
-        offered = steady(client.list_jobs_hardware)
+def flavor_of(jobs: Jobs, name: str) -> JobHardwareInfo:
+    """What the Hub says of a flavor. Raises SettingsError with those that there are."""
+    offered = jobs.flavors()
     for one in offered:
         if one.name == name:
             return one
@@ -30,8 +30,8 @@ def described(flavor: JobHardwareInfo) -> str:
 
 def dollars_per_hour(flavor: JobHardwareInfo) -> float | None:
     """The price of an hour in US dollars; None where the Hub counts in a unit that is not known here."""
-    hours = HOURS.get(flavor.unit_label)
-    return None if hours is None else flavor.unit_cost_usd * hours
+    times = HOURLY.get(flavor.unit_label)
+    return None if times is None else flavor.unit_cost_usd * times
 
 
 def price_rows(flavor: JobHardwareInfo, seconds: float) -> list[list[str]]:
