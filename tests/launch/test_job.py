@@ -198,7 +198,7 @@ def test_a_source_that_is_not_on_the_hub_starts_no_job(
     local = machine("merge", "ann/s1", tiny_sources[1], "--on", "cpu-basic").complaint
     assert f"{tiny_sources[1]} is a folder on this machine, and a job of the Hub cannot read it" in local
     assert "--push-sources" in local
-    base = machine(*MERGE, "--method", "task-arithmetic", "--base", tiny_sources[0]).complaint
+    base = machine(*MERGE, "--method", "cmaes", "--base", tiny_sources[0]).complaint
     assert f"{tiny_sources[0]} is a folder on this machine" in base
     assert not hub.jobs.known
 
