@@ -181,7 +181,7 @@ def test_without_a_terminal_each_phase_is_a_line(tiny_sources: tuple[Path, Path]
     flags += ["--calibration-split", "train[900:920]", "--population", "4", "--generations", "2"]
     done = run("merge", *tiny_sources, *flags, "-o", "out", cwd=tmp_path)
     lines = done.stderr.splitlines()
-    names = ("sources", "images", "BatchNorm", "search", "run-off", "test", "report")
+    names = ("sources", "images", "each source", "search", "run-off", "test", "report")
     assert [line.split(",")[0] for line in lines if line.split(",")[0] in names] == list(names)
     assert [line.split(":")[1] for line in lines if line.startswith("merge: gen")] == [
         " generation 1/2",

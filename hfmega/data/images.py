@@ -103,11 +103,18 @@ def _hashed(content: bytes, label: int) -> bytes:
     return content + label.to_bytes(8, "little", signed=True)
 
 
-def load_splits(dataset: Dataset, rows: Mapping[str, Rows], spec: Spec, augmented: bool) -> dict[str, Split]:
-    """Load the images of each purpose. augmented: those of the calibration as the sources' training showed them."""
-    splits = {purpose: load_split(dataset, chosen, spec, purpose) for purpose, chosen in rows.items()}
-    if augmented and "calibration" in splits:
-        splits["calibration"] = as_in_training(splits["calibration"])
+def load_splits(
+    dataset: Dataset, rows: Mapping[str, Rows], spec: Spec, augmented: bool, ordered: str | None = None
+) -> dict[str, Split]:
+    """Load the images of each purpose. augmented: those of the calibration as the sources' training showed them.
+
+    ordered: the purpose whose images are `stratified`, before others are loaded: for a moment they take twice the room.
+    """
+    splits = dict[str, Split]()
+    for purpose, chosen in rows.items():
+        split = load_split(dataset, chosen, spec, purpose)
+        split = as_in_training(split) if augmented and purpose == "calibration" else split
+        splits[purpose] = stratified(split) if purpose == ordered else split
     return splits
 
 

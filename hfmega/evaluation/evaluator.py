@@ -94,14 +94,23 @@ class Evaluator:
             self._scores[recipe, split.fingerprint] = score
 
     def forget(self, split: Split) -> None:
-        """Know no score on a split any more, whoever answered its images."""
+        """Know nothing of the images of a split any more, whoever labelled them."""
         self._scores = {key: score for key, score in self._scores.items() if split.fingerprint not in key[1]}
+        self._answers = {key: found for key, found in self._answers.items() if split.fingerprint not in key[1]}
+        self._ensembles = {key: found for key, found in self._ensembles.items() if split.fingerprint not in key[1]}
 
     def answers(self, recipes: Sequence[Recipe], split: Split) -> list[Answers]:
-        """What each recipe says of each image; one already known is not computed again."""
+        """What each recipe says of each image; one already known is not computed again.
+
+        A search is told their scores as well, unless it is to be told those of another precision.
+        """
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]
+        self._learn_statistics(unknown)
         found = self._said(self.network.answers, unknown, split, step="{} of {}")
-        self._answers |= {(r, split.fingerprint): pool(*parts) for r, parts in zip(unknown, found, strict=True)}
+        for recipe, parts in zip(unknown, found, strict=True):
+            self._answers[recipe, split.fingerprint] = judged = pool(*parts)
+            if self.network.in_float32:
+                self._scores.setdefault((recipe, split.fingerprint), score_of(judged))
         return [self._answers[recipe, split.fingerprint] for recipe in recipes]
 
     def ensemble(self, recipes: Sequence[Recipe], split: Split) -> Answers:
@@ -113,12 +122,16 @@ class Evaluator:
 
     def together(self, recipes: Sequence[Recipe], split: Split) -> Tensor:
         """The logarithm of the mean probability of several recipes: float32 [images, classes], on the CPU."""
-        said = self._said(self.network.log_probabilities, recipes, split, step="ensemble {} of {}")
-        predictions = [torch.cat(parts) for parts in said]
-        self._answers |= {
-            (r, split.fingerprint): answers(p, split.labels) for r, p in zip(recipes, predictions, strict=True)
-        }
-        return torch.stack(predictions).logsumexp(dim=0) - math.log(len(predictions))
+        self._learn_statistics(recipes)
+        total = None
+        for number, recipe in enumerate(recipes, 1):  # one after another: together they may be larger than memory
+            phases.step(f"ensemble {number} of {len(recipes)}")
+            (parts,) = self._said(self.network.log_probabilities, [recipe], split)
+            found = torch.cat(parts)
+            self._answers[recipe, split.fingerprint] = answers(found, split.labels)
+            total = found if total is None else torch.logaddexp(total, found)
+        assert total is not None
+        return total - math.log(len(recipes))
 
     def _said(
         self,
@@ -152,15 +165,24 @@ class Evaluator:
         Who has all batches of a recipe averages at once, or the moments of all recipes would be held together.
         """
         network, row = self.network, self.network.calibration_parts(share)
+        known = network.known if share == 1 else {}
+        waiting = [network.calibrates(recipe) and recipe not in known for recipe in recipes]
 
         def work(item: Item) -> Tensor:
             found = network.moments(recipes[item.recipe], row[item.start : item.stop])
             return found if len(found) < len(row) else average(found, row)
 
-        every = self._spread(work, [len(row) if network.calibrates(recipe) else 0 for recipe in recipes])
+        every = self._spread(work, [len(row) if waits else 0 for waits in waiting])
         return [
-            None if not parts else parts[0] if len(parts) == 1 else average(torch.cat(parts), row) for parts in every
+            known.get(recipe) if not parts else parts[0] if len(parts) == 1 else average(torch.cat(parts), row)
+            for recipe, parts in zip(recipes, every, strict=True)
         ]
+
+    def _learn_statistics(self, recipes: Sequence[Recipe]) -> None:
+        """Let the network know the re-estimated statistics of recipes that are judged on several splits."""
+        for recipe, found in zip(recipes, self._statistics(recipes), strict=True):
+            if found is not None:
+                self.network.known[recipe] = found
 
     def _spread(self, work: Callable[[Item], T], batches: Sequence[int]) -> list[list[T]]:
         """What work says of the batches of each recipe, part by part in their order; the same in all processes."""

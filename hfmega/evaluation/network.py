@@ -47,6 +47,7 @@ class Network:
 
     precision: of what steers a search (`look`); statistics and whatever is reported are float32.
     images_seen: passes of one image through the network so far.
+    known: the re-estimated statistics of recipes, all calibration images seen, that need not be estimated again.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Network:
         self.spec = spec
         self.sources = sources
         self.images_seen = 0
+        self.known: dict[Recipe, Tensor] = {}
         self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
         self.calibration_batch = CALIBRATION_BATCH.get(sources.device.type, CALIBRATION_BATCH["cpu"])
         self._precision = dtype_of(precision, sources.device)
@@ -80,6 +82,11 @@ class Network:
     def classes(self) -> int:
         """How many outputs the network has."""
         return self.spec.classes
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether a search is steered in the precision of reports."""
+        return self._precision == torch.float32
 
     @property
     def can_calibrate(self) -> bool:
@@ -186,8 +193,8 @@ class Network:
 
     def _prepare(self, recipe: Recipe) -> None:
         """Load a recipe, its statistics re-estimated by this process alone if it asks for that."""
-        parts = self.calibration_parts() if self.calibrates(recipe) else []
-        self.load(recipe, average(self.moments(recipe, parts), parts) if parts else None)
+        parts = self.calibration_parts() if self.calibrates(recipe) and recipe not in self.known else []
+        self.load(recipe, average(self.moments(recipe, parts), parts) if parts else self.known.get(recipe))
 
     @torch.inference_mode()
     def _forward(self, images: Tensor, network: nn.Module | None = None) -> Tensor:

@@ -110,15 +110,19 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
         first = most_images(ga.population, 0, steering, calibration, halving=False)
         later = most_images(ga.population - 1, 1, steering, calibration)
         breeding = merges * (first + (ga.generations - 1) * later)
+    runs_off = size["confirm"] > 0 and settings.searches
     if settings.calibrate is None and statistics:
         deciding = (sources + 1) * (2 * size["search"] + calibration)
-    if (
-        size["confirm"] and settings.searches
-    ):  # the run-off: each source both ways, an average and two finds of each search
-        images = size["search"] + size["confirm"]
-        choosing = (2 * sources + 3 * merges) * images + (sources + 3 * merges) * 2 * calibration
-    shown = sources * (2 if statistics else 1) + 1 + merges
-    showing = shown * (size["test"] + (size["calibration"] // 2 if statistics else 0))
+    elif runs_off:
+        deciding = (sources + 1) * (size["search"] + calibration)
+    if runs_off:  # an average and two finds of each search, and the sources, which are known on the search images
+        found = 3 * merges
+        choosing = ((2 if calibration else 1) * sources + found) * size["confirm"]
+        choosing += (found - 1) * (size["search"] + calibration)
+        choosing += sources * size["search"] if settings.calibrate and statistics else 0
+    showing = (sources * (2 if statistics else 1) + 1 + merges) * size["test"]
+    if statistics and not (calibration and deciding):
+        showing += (sources + 1) * size["calibration"]
     if sources > 2:  # the greedy soup
         showing += sources * (size["search"] + calibration) + size["test"] + calibration
     return Cost(evaluations, deciding, breeding, choosing, showing)
@@ -127,7 +131,7 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
 def ahead(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: bool) -> dict[str, float]:
     """The phases of a merge, each with the images that it will pass through networks."""
     price, size = cost(settings, sources, rows, statistics), {purpose: len(r) for purpose, r in rows.rows.items()}
-    found = {"BatchNorm": price.deciding, "search": price.breeding, "run-off": price.choosing}
+    found = {"each source": price.deciding, "search": price.breeding, "run-off": price.choosing}
     if settings.control:
         tuned = min(price.searching, len(LEARNING_RATES) * EPOCHS * size["search"])
         found["controls"] = price.searching + phases.TRAINING * tuned

@@ -18,7 +18,7 @@ from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
 from hfmega.merging.prepare import choose_dataset, columns_of
-from hfmega.models.library import Spec, has_statistics, normalizer
+from hfmega.models.library import has_statistics, normalizer
 from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceReport, Walk
@@ -55,12 +55,12 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
         output.say(note)
     output.say(f"looking at {len(images):,} held-out images ({plan.fitness}); the test images are not touched")
     phases.plan(ahead(len(names), len(images), len(calibration or ()), has_statistics(spec)))
-    phases.begin("each source")
     every = Evaluator(Network(spec, mix(checkpoints, states, processes().device), calibration))
     ways = (False, True) if every.network.can_calibrate else (False,)
+    ensemble = together(every, len(names), ways, images)  # each source is known then
     alone = {way: every.answers([source_alone(k, len(names), way) for k in range(len(names))], images) for way in ways}
     best = max((judged for way in ways for judged in alone[way]), key=lambda judged: judged.accuracy)
-    look = Look(spec, images, calibration, best)
+    look = Look(every, images, calibration, best)
     found = Inspection(
         compatible=True,
         advice="",
@@ -71,10 +71,9 @@ def inspect(settings: MergeSettings, output: Output) -> Inspection:
             for k, name in enumerate(names)
         ),
         pairs=tuple(
-            look.pair([checkpoints[0], other], [states[0], state])
-            for other, state in zip(checkpoints[1:], states[1:], strict=True)
+            look.pair([checkpoints[0], checkpoints[k]], [states[0], states[k]], k) for k in range(1, len(checkpoints))
         ),
-        ensemble_accuracy=together(every, len(names), ways, images),
+        ensemble_accuracy=ensemble,
         split=plan.fitness,
         images=len(images),
         notes=(*notes, *spaces_of(spec).notes),
@@ -86,13 +85,13 @@ def ahead(sources: int, images: int, calibration: int, statistics: bool) -> dict
     """The phases, each with the images that it will pass through networks."""
     ways = 2 if statistics and calibration else 1
     once = ways * images + (calibration if ways == 2 else 0)  # one network, with each kind of statistics
-    walks = (sources - 1) * 2 * len(POINTS) * once
-    return {"each source": float(sources * once), "paths": float(walks), "ensemble": float(sources * once)}
+    walks = (sources - 1) * (2 * len(POINTS) - 2) * once  # the ends of those between sources as they are, are known
+    return {"each source": float(sources * once), "paths": float(walks)}
 
 
 def together(every: Evaluator, sources: int, ways: Sequence[bool], images: Split) -> float:
     """The accuracy of the ensemble, in the better of the ways to have its statistics."""
-    phases.begin("ensemble")
+    phases.begin("each source")
     return max(every.ensemble([source_alone(k, sources, way) for k in range(sources)], images).accuracy for way in ways)
 
 
@@ -109,30 +108,33 @@ def pull_each(settings: MergeSettings) -> list[Checkpoint]:
 
 @dataclass(frozen=True)
 class Look:
-    """What every pair is looked at with. best: what the best single source says of the images."""
+    """What every pair is looked at with. every: knows all sources; best: what the best one says of the images."""
 
-    spec: Spec
+    every: Evaluator
     images: Split
     calibration: Split | None
     best: Answers
 
-    def pair(self, checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]]) -> Pair:
-        """How alike two sources are before and after alignment, and the walks between them.
+    def pair(self, checkpoints: Sequence[Checkpoint], states: Sequence[dict[str, Tensor]], other: int) -> Pair:
+        """How alike two sources are before and after alignment, and the walks between them. other: than the first one.
 
         Matched by activations, which measured better on every pair; by weights without images.
         """
         phases.begin("paths", keep=True)
         phases.step(f"from {checkpoints[0].name} to {checkpoints[1].name}")
-        images = normalizer(self.spec, torch.device("cpu"))(self.calibration.images) if self.calibration else None
+        spec = self.every.network.spec
+        images = normalizer(spec, torch.device("cpu"))(self.calibration.images) if self.calibration else None
         method: align.Method = "weights" if images is None else "activations"
-        alignment = align.align(method, self.spec, states, images)
-        turned = align.apply(self.spec, states, alignment.permutations)
+        alignment = align.align(method, spec, states, images)
+        turned = align.apply(spec, states, alignment.permutations)
+        aligned = Evaluator(Network(spec, mix(checkpoints, turned, processes().device), self.calibration))
         prospects: dict[Walk, Prospect] = {}
-        ways: list[tuple[align.Method, Sequence[dict[str, Tensor]]]] = [("none", states), (method, turned)]
-        for way, ends in ways:
-            evaluator = Evaluator(Network(self.spec, mix(checkpoints, ends, processes().device), self.calibration))
+        ways: list[tuple[align.Method, Evaluator, int]] = [("none", self.every, other), (method, aligned, 1)]
+        for way, evaluator, end in ways:
+            count = len(evaluator.network.sources)
             for calibrated in (False, True) if evaluator.network.can_calibrate else (False,):
-                judged = evaluator.answers([Recipe((1.0 - a, a), calibrate=calibrated) for a in POINTS], self.images)
+                steps = [replace(between(a, end, count), calibrate=calibrated) for a in POINTS]
+                judged = evaluator.answers(steps, self.images)
                 walk = Walk(way, calibrated, tuple(a.accuracy for a in judged), tuple(a.mean_loss for a in judged))
                 prospects[walk] = self.prospect(walk, judged)
         return Pair(
@@ -150,6 +152,11 @@ class Look:
         point = max(inside, key=lambda k: judged[k].accuracy)
         difference = compare(judged[point], self.best)
         return Prospect(walk, POINTS[point], judged[point].accuracy, difference.gain, difference.p_value)
+
+
+def between(share: float, end: int, count: int) -> Recipe:
+    """A point on the line from the first of some sources to another one."""
+    return Recipe(tuple(1.0 - share if k == 0 else share if k == end else 0.0 for k in range(count)))
 
 
 def advise(found: Inspection, best: Answers) -> str:

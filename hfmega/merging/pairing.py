@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
 import torch
@@ -66,13 +65,16 @@ def ordered(members: Mapping[str, Recipe], order: str, job: Job) -> list[str]:
 
 def distances(recipes: Sequence[Recipe], network: Network) -> dict[tuple[int, int], float]:
     """The Euclidean distance of the parameters of each pair of recipes."""
-    layout = network.sources.layout
-    flats = []
-    for recipe in recipes:
-        flat = torch.empty(layout.size, device=network.sources.device)
-        network.sources.materialize(recipe, flat)
-        flats.append(torch.cat([flat[s.start : s.stop] for s in layout.slots if s.parameter]).double())
-    return {(i, j): float((flats[i] - flats[j]).norm()) for i, j in combinations(range(len(flats)), 2)}
+    sources, found = network.sources, dict[tuple[int, int], float]()
+    parameters = [slice(slot.start, slot.stop) for slot in sources.layout.slots if slot.parameter]
+    one, other = (torch.empty(sources.layout.size, device=sources.device) for _ in range(2))  # never all of them
+    for i in range(len(recipes) - 1):
+        sources.materialize(recipes[i], one)
+        for j in range(i + 1, len(recipes)):
+            sources.materialize(recipes[j], other)
+            squares = [(one[part].double() - other[part].double()).square().sum() for part in parameters]
+            found[i, j] = float(torch.stack(squares).sum().sqrt())
+    return found
 
 
 def closest_pairs(names: Sequence[str], distance: Mapping[tuple[int, int], float]) -> list[str]:

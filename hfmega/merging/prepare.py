@@ -105,7 +105,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
     plan = planned(dataset, checkpoints, settings)
     reads = looked_at(plan, settings, statistics)
     phases.begin("images", sum(map(len, reads.values())), "reads")
-    splits = load_splits(dataset, reads, spec, plan.augmented)
+    splits = load_splits(dataset, reads, spec, plan.augmented, ordered="search")
     alignment = aligned(settings, spec, states, splits.get("calibration"))
     seen = [note for split in splits.values() for note in split.notes]
     notes += [*plan.notes, *dict.fromkeys(seen), *alignment.notes]
@@ -127,7 +127,7 @@ def prepare(settings: MergeSettings, output: Output) -> Job:
         tuple(members),
         dataset,
         plan,
-        stratified(splits["search" if settings.chooses else "calibration"]),
+        splits["search"] if settings.chooses else stratified(splits["calibration"]),
         splits.get("confirm"),
         splits.get("calibration"),
         splits["test"],

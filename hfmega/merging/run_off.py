@@ -32,14 +32,15 @@ class Chosen:
 def calibration_pays(evaluator: Evaluator, members: Mapping[str, Recipe], split: Split) -> bool:
     """Whether re-estimated statistics lower the lowest mean loss among the sources and their average.
 
-    Worth 4 to 13 points on sources whose running statistics lag, and a loss on some fine-tunes: both are tried.
+    Worth 4 to 13 points on sources whose running statistics lag, and a loss on some fine-tunes: both are tried. The
+    search and its run-off know these recipes afterwards.
     """
     if not evaluator.network.can_calibrate:
         return False
 
     def lowest(calibrate: bool) -> float:
         recipes = list(plain_recipes(members, calibrate).values())
-        return min(score.loss for score in evaluator.scores(recipes, split))
+        return min(judged.mean_loss for judged in evaluator.answers(recipes, split))
 
     return lowest(True) < lowest(False)
 

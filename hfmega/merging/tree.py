@@ -14,7 +14,7 @@ from hfmega.merging.learned import Learned
 from hfmega.merging.pairing import NODE_SEEDS, Node, batches, ordered, plan
 from hfmega.merging.prepare import Job
 from hfmega.merging.progress import Merged, Progress, resume, save, saved_progress
-from hfmega.merging.run_off import SOUP, calibration_pays, found_by, greedy_soup, run_off
+from hfmega.merging.run_off import SOUP, calibration_pays, found_by, greedy_soup, plain_recipes, run_off
 from hfmega.merging.teacher import answered
 from hfmega.output import Output
 from hfmega.search import Searcher
@@ -54,7 +54,7 @@ def grow(job: Job, output: Output) -> tuple[list[Merged], Progress]:
             search(todo, job, progress, record, output, later)
             for node, searcher in todo.items():
                 if node.name in progress.done:  # its scores are known again, as in a run that was not interrupted
-                    job.evaluator.scores([progress.done[node.name].chosen.recipe], job.search)
+                    job.evaluator.answers([progress.done[node.name].chosen.recipe], job.search)
                     continue
                 phases.begin("run-off", keep=True)
                 progress.done[node.name] = finished(node, searcher, job, known)
@@ -73,10 +73,14 @@ def searcher_of(job: Job, inputs: Sequence[Recipe], seed: int) -> Searcher:
 
 def decided(job: Job, output: Output) -> Job:
     """The job with its calibration settled, as asked, else what pays on the search images; and the ensemble's answers
-    where they are its fitness.
+    where they are its fitness. What needs no search is judged here, once for search and run-off.
     """
+    phases.begin("each source")
     if job.settings.calibrate is None:
         job = with_calibration(job, output)
+    if job.settings.searches and job.confirm:  # the run-off will ask for them: the search need not
+        members = {member.name: member.recipe for member in job.merged}
+        job.evaluator.answers(list(plain_recipes(members, bool(job.settings.calibrate)).values()), job.search)
     if job.settings.searches and job.settings.search.fitness == "ensemble":
         job = replace(job, answered=answered(job))
         output.say(f"fitness: nearness to the ensemble's answers on {len(job.steering):,} images, without labels")
@@ -85,7 +89,6 @@ def decided(job: Job, output: Output) -> Job:
 
 def with_calibration(job: Job, output: Output) -> Job:
     """The job, with statistics re-estimated or not."""
-    phases.begin("BatchNorm")
     calibrate = calibration_pays(job.evaluator, {member.name: member.recipe for member in job.members}, job.search)
     if job.evaluator.network.can_calibrate:
         output.say(f"BatchNorm statistics: {'re-estimated inside the fitness' if calibrate else 'kept as they are'}")

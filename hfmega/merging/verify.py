@@ -398,5 +398,6 @@ def references(made: Lineage, evaluator: Evaluator, test: Split) -> dict[str, An
     named = leaves | earlier
     soups = [r.members for r in made.references if r.members and all(name in named for name in r.members)]
     single += [soup_of({name: named[name] for name in members}, evaluator.network.can_calibrate) for members in soups]
+    together = {} if made.updates_bn else dict(ensembles(evaluator, len(leaves), test))  # what knows each leaf, too
     judged = dict(zip((r.name for r in single), evaluator.answers([r.recipe for r in single], test), strict=True))
-    return judged | ({} if made.updates_bn else dict(ensembles(evaluator, len(leaves), test)))
+    return judged | together

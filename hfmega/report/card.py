@@ -14,8 +14,9 @@ from hfmega import __version__
 from hfmega.folder import CARD, CONFIG, EVAL_RESULTS, write_atomically
 from hfmega.models.library import Spec, card_facts
 from hfmega.phases import duration
-from hfmega.report import wording
+from hfmega.report import folding, wording
 from hfmega.report.command import command, configuration
+from hfmega.report.folding import Folded
 from hfmega.report.lineage import ClassEntry, Lineage, Reference, Result
 from hfmega.report.markdown import block, code, inert, number, percent, short
 from hfmega.report.metadata import eval_results, merge_metadata, source_metadata
@@ -66,6 +67,8 @@ def text(lineage: Lineage, spec: Spec) -> str:
         configuration=configuration(lineage),
         top=top_rows(lineage),
         comparison=comparison_rows(lineage),
+        many=len(lineage.sources) > folding.MOST,
+        candidates=folding.candidates(lineage),
         license=metadata.license,
         searched=figures.searched(lineage),
         searches=wording.searches(lineage),
@@ -147,11 +150,13 @@ def templates(folder: Path) -> Environment:
 
 
 def comparison_rows(lineage: Lineage) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of the comparison on the test images: the merged model first, then every reference."""
-    models: list[tuple[str, Reference | Result]] = [(wording.row_name(lineage), lineage.result)]
-    models += [(wording.said(reference), reference) for reference in lineage.references]
+    """Column names and rows of the comparison on the test images: the merged model first, then the references."""
+    models: list[tuple[str, Reference | Result | Folded]] = [(wording.row_name(lineage), lineage.result)]
+    models += [(wording.spoken(one.name, one.kind), one) for one in folding.shown(lineage.references)]
     rows = [
-        [name, number(m.accuracy), f"{number(m.interval[0])} to {number(m.interval[1])}", number(m.loss)]
+        [m.name, f"{number(m.lowest)} to {number(m.highest)}", "", ""]
+        if isinstance(m, Folded)
+        else [name, number(m.accuracy), f"{number(m.interval[0])} to {number(m.interval[1])}", number(m.loss)]
         for name, m in models
     ]
     return ["model", "accuracy", "95 % interval", "loss"], rows

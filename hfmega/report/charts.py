@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hfmega.report import figures, wording
+from hfmega.report import figures, folding, wording
 from hfmega.report.lineage import Interval, Lineage, NodeEntry
 from hfmega.report.style import shortened
 from hfmega.report.tree_figure import inputs_of, leaf_order, node_depths, share_of, taken_directly
@@ -37,11 +37,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The merge and every reference on one axis, which begins at `start`."""
+    """The merge and its references on one axis, which begins at `start`. hidden: what is said of those left out."""
 
     marks: tuple[Mark, ...]
     ticks: tuple[Tick, ...]
     start: float
+    hidden: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def comparison(lineage: Lineage) -> Comparison:
     """The rows of the card's figure on an axis of per cent."""
     result = lineage.result
     rows = [figures.Row(wording.row_name(lineage), "merged", result.accuracy, result.interval)]
-    rows += [figures.Row(wording.said(r), r.kind, r.accuracy, r.interval) for r in lineage.references]
+    references, hidden = folding.one_by_one(lineage.references)
+    rows += [figures.Row(wording.said(r), r.kind, r.accuracy, r.interval) for r in references]
     low, high = figures.visible(rows)
 
     def at(value: float) -> float:
@@ -117,7 +119,7 @@ def comparison(lineage: Lineage) -> Comparison:
 
     marks = [Mark(r.name, r.kind, r.accuracy, r.interval, at(r.accuracy), *map(at, r.interval)) for r in rows]
     ticks = [Tick(at(value), f"{100 * value:g} %") for value in ticked(low, high, 6)]
-    return Comparison(tuple(marks), tuple(ticks), low)
+    return Comparison(tuple(marks), tuple(ticks), low, hidden)
 
 
 def ticked(low: float, high: float, count: int) -> list[float]:

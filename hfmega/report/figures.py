@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
-from hfmega.report import wording
+from hfmega.report import folding, wording
 from hfmega.report.lineage import Interval, Lineage, NodeEntry
 from hfmega.report.style import (
     FAINT,
@@ -67,17 +67,18 @@ def comparison(lineage: Lineage) -> Figure:
     """Every reference and the merged model: a dot and its interval each."""
     result = lineage.result
     rows = [Row(wording.row_name(lineage), "merged", result.accuracy, result.interval)]
-    rows += [Row(wording.said(r), r.kind, r.accuracy, r.interval) for r in lineage.references]
+    references, left_out = folding.one_by_one(lineage.references)
+    rows += [Row(wording.said(r), r.kind, r.accuracy, r.interval) for r in references]
     names = [in_lines(row.name) for row in rows]
     step = 0.42 if any("\n" in name for name in names) else 0.3
-    figure = sheet(WIDTH, step * len(rows) + 1.25)
+    figure = sheet(WIDTH, step * len(rows) + (1.4 if left_out else 1.25))
     axes = figure.add_axes((0.5, 0.5, 0.1, 0.1))
     labels = [
         write(axes, -0.02, y, name, ha="right", transform=axes.get_yaxis_transform(), linespacing=1.05)
         for y, name in enumerate(names)
     ]
     labels[0].set_fontweight("bold")
-    place(axes, left=fitted(axes, labels) + 0.4, right=0.95, top=0.55, bottom=0.7)
+    place(axes, left=fitted(axes, labels) + 0.4, right=0.95, top=0.55, bottom=0.85 if left_out else 0.7)
     low, high = visible(rows)
     style_comparison(axes, low, high, len(rows))
     for y, row in enumerate(rows):
@@ -87,7 +88,7 @@ def comparison(lineage: Lineage) -> Figure:
     figure.text(0.25 / WIDTH, 1 - 0.3 / figure.get_figheight(), title, **HEADING)
     start = "the axis starts at 0" if low == 0 else f"the axis starts at {low:.3f}, not at 0"
     hidden = "" if all(row_is_visible(row, low) for row in rows) else "; models marked ◀ lie below it"
-    axes.set_xlabel(start + hidden, fontsize=8, color=FAINT, labelpad=6)
+    axes.set_xlabel(start + hidden + (f"\n{left_out}" if left_out else ""), fontsize=8, color=FAINT, labelpad=6)
     return figure
 
 
@@ -171,8 +172,8 @@ def dot(axes: Axes, y: int, row: Row, low: float) -> None:
 
 
 def fitness(lineage: Lineage) -> Figure:
-    """Best, mean and spread of the fitness of each generation; one panel for each search."""
-    nodes = [node for node in lineage.nodes if node.history]
+    """Best, mean and spread of the fitness of each generation; one panel for each search, of many for the last ones."""
+    nodes = [node for node in lineage.nodes if node.history][-folding.MOST :]
     columns = min(2, len(nodes))
     rows = math.ceil(len(nodes) / columns)
     height = 3.4 * rows + 0.3

@@ -17,7 +17,7 @@ from hfmega.hub.pull import pull_merge
 from hfmega.models.library import Spec
 from hfmega.models.library import read as read_spec
 from hfmega.phases import duration
-from hfmega.report import card, charts, thumbnails, wording
+from hfmega.report import card, charts, folding, thumbnails, wording
 from hfmega.report.card import loading, shown_classes, top_rows
 from hfmega.report.command import command, configuration
 from hfmega.report.lineage import Lineage, NodeEntry, read
@@ -74,6 +74,7 @@ def text(lineage: Lineage, spec: Spec, shown: Sequence[Disagreement] = ()) -> st
             statistics=wording.statistics(lineage),
             top=top_rows(lineage),
             comparison=charts.comparison(lineage),
+            candidates=folding.candidates(lineage),
             searches=charts.searches(lineage),
             fitness="mean loss" if lineage.settings.get("fitness") == "loss" else "accuracy",
             tree=charts.tree(lineage),

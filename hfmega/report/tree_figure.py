@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
+from hfmega.report.folding import pruned
 from hfmega.report.lineage import Lineage, NodeEntry, SourceEntry
 from hfmega.report.style import BOX, FAINT, LOOKS, RULE, WIDTH, fitted, in_lines, sheet, shortened, write
 from hfmega.report.wording import RE_ESTIMATED
@@ -31,20 +32,25 @@ AVERAGES: Final = ("average", "greedy soup")  # which a run-off may keep in plac
 
 
 def tree(lineage: Lineage) -> Figure:
-    """The sources with their accuracies and their coefficients in what they went into, and what was merged of them."""
+    """The sources with their accuracies and their coefficients in what they went into, and what was merged of them.
+
+    Of many sources those with the largest coefficients, in the last merge.
+    """
+    lineage, left_out = pruned(lineage)
     order = leaf_order(lineage)
     labels = [in_lines(lineage.sources[k].name) for k in order]
     step = 0.74 if any("\n" in label for label in labels) else 0.58
     depths = node_depths(lineage)
-    height = max(step * len(order), 1.5) + 0.4
+    height = max(step * len(order), 1.5) + (0.8 if left_out else 0.4)
     figure = sheet(WIDTH + (NODE + GAP) * (max(depths.values()) - 1), height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set_xlim(0, figure.get_figwidth())
     axes.set_ylim(0, height)
-    top = height / 2 + step * (len(order) - 1) / 2
+    top = height / 2 + (0.2 if left_out else 0.0) + step * (len(order) - 1) / 2
     leaves = draw_sources(axes, lineage, order, labels, [top - step * row for row in range(len(order))], step)
     draw_nodes(axes, lineage, leaves, depths)
+    write(axes, 0.4, 0.25, left_out, fontsize=8, color=FAINT)
     return figure
 
 

@@ -21,7 +21,7 @@ from hfmega.weights.fitting import expected_of
 from hfmega.weights.layout import Segments, Slot, flatten, groups_of, layout_of
 from hfmega.weights.noise import NOISE_CACHE_BYTES, NOISE_CACHE_BYTES_A_FLOAT, NoiseCache
 
-COPIED: Final = 1 << 22  # floats of a source: up to this size one call for all tensors is faster than one for each
+COPIED: Final = 1 << 23  # floats of all sources: up to so many one call for all tensors is faster than one for each
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Sources:
     """The checkpoints of a merge, ready to be mixed on a device.
 
     states: one state dict per source, with equal names, shapes and dtypes. Integer tensors come from the first.
-    Small sources, and all sources on another device than the CPU, are copied whole. Large ones on the CPU are used
-    where they are, in a mapped file say, so that together they may be larger than memory; nobody may change them.
+    Few small sources, and all sources on another device than the CPU, are copied whole. Large or many ones on the CPU
+    are used where they are, in a mapped file say, so that together they may be larger than memory; nobody may change
+    them.
     evidence: what images said of the sources (`fisher`, `regmean`): `<source>/<tensor>` to float32.
     """
 
@@ -83,7 +84,7 @@ class Sources:
 
     def _laid_out(self, states: Sequence[Mapping[str, Tensor]]) -> tuple[list[Mapping[str, Tensor]], list[Part]]:
         """The float tensors of each source by name, and the parts in which sources are mixed."""
-        if self.device.type != "cpu" or self.layout.size <= COPIED:
+        if self.device.type != "cpu" or self.layout.size * len(states) <= COPIED:
             flats = [flatten(state, self.layout).to(self.device) for state in states]
             return [self.layout.views(flat) for flat in flats], [Part(0, self.layout.size, tuple(flats))]
         parts = [
@@ -174,11 +175,12 @@ class Sources:
                 part.copy_(part.to(slot.dtype))
 
     def state_dict(self, flat: Tensor) -> dict[str, Tensor]:
-        """flat: float32 [layout.size] -> the state dict with the sources' names, shapes and dtypes, on the CPU."""
-        cpu = flat.detach().cpu()
-        floats = {
-            slot.name: cpu[slot.start : slot.stop].view(slot.shape).to(slot.dtype).clone() for slot in self.layout.slots
-        }
+        """flat: float32 [layout.size] -> the state dict with the sources' names, shapes and dtypes, on the CPU.
+
+        What is float32 is no copy of a flat vector that is there.
+        """
+        views = self.layout.views(flat.detach().cpu())
+        floats = {slot.name: views[slot.name].to(slot.dtype) for slot in self.layout.slots}
         return {**floats, **self.integers}
 
 

@@ -27,7 +27,7 @@ def merges(tiny_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
 
     def interrupted(self: Network, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 14:
+        if calls[0] == 8:
             raise KeyboardInterrupt
         return look(self, *arguments, **named)
 

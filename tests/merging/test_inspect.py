@@ -47,6 +47,21 @@ def test_seeds_are_independent_and_the_barrier_is_measured(tiny_sources: tuple[P
         assert abs(plain_walk["accuracy"][10] - aligned["accuracy"][10]) <= 2 / 900
 
 
+def test_an_inspection_passes_as_many_images_as_it_says_ahead(
+    tiny_sources: tuple[Path, Path], branches: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No source is looked at twice: not by the ensemble, and not as the end of a path between sources as they are."""
+    passed, planned = [0.0], [0.0]
+    monkeypatch.setattr("hfmega.phases.passed", lambda images: passed.__setitem__(0, passed[0] + images))
+    monkeypatch.setattr("hfmega.phases.plan", lambda images: planned.__setitem__(0, sum(images.values())))
+    sources = (*tiny_sources, branches[0])
+    flags = ["--dataset", "digits", "--fitness-images", "100", "--calibration-split", "train[900:1000]", "--no-cache"]
+    found = run("inspect", *sources, *flags, "-o", tmp_path / "seen", "--json").json
+    assert len(found["pairs"]) == 2
+    decoded = 100 + 100
+    assert passed[0] - decoded == planned[0]
+
+
 def test_three_sources_one_of_them_twice(tiny_sources: tuple[Path, Path], branches: list[Path], tmp_path: Path) -> None:
     inspect = ["inspect", branches[0], branches[0], "--dataset", "digits", "--fitness-images", 100, "--json", "-o"]
     three = ["inspect", branches[0], branches[1], tiny_sources[1], *inspect[3:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hfmega.merging.replay import replay
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.report.lineage import Lineage
+from hfmega.search.recipe import Recipe, source_alone, uniform_average
 from hfmega.settings import PRESETS, GASettings, MergeSettings, SplitRequest
 from hfmega.weights.checkpoint import sha256_of
 
@@ -124,7 +126,7 @@ def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
 
     def interrupted(self: Network, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 15:  # 6 to decide on calibration, then in the third generation
+        if calls[0] == 9:  # in the third generation
             raise KeyboardInterrupt
         return score(self, *arguments, **named)
 
@@ -144,7 +146,41 @@ def test_an_interrupted_search_resumes_to_the_same_recipe_without_scoring_again(
     assert resumed.nodes[0].history == merged[1].nodes[0].history
     assert resumed.result.sha256 == merged[1].result.sha256
     assert resumed.forward_passes == merged[1].forward_passes
-    assert calls[0] < 15 + 6 + 5 + 3
+    assert calls[0] < 9 + 5 + 3
+
+
+def test_what_is_known_of_a_recipe_is_not_computed_again(
+    tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the decision on BatchNorm to the references no images pass twice with the same weights, but for one check:
+    the written folder is judged once more. What the search found is looked at again by the run-off, without folding.
+    """
+    judged, estimated = Counter[tuple[str, str, int]](), Counter[str]()
+    load, said, moments = Network.load, Network.log_probabilities, Network.moments
+    loaded = [""]
+
+    def loading(self: Network, recipe: Recipe, statistics: Any = None) -> None:
+        loaded[0] = f"{id(self)}: {recipe} {statistics is None}"
+        load(self, recipe, statistics)
+
+    def judging(self: Network, split: Any, parts: Any) -> Any:
+        judged[loaded[0], split.fingerprint, parts[0].start] += 1
+        return said(self, split, parts)
+
+    def estimating(self: Network, recipe: Recipe, parts: Any) -> Any:
+        if len(parts) == len(self.calibration_parts()):
+            estimated[f"{recipe}"] += 1
+        return moments(self, recipe, parts)
+
+    monkeypatch.setattr(Network, "load", loading)
+    monkeypatch.setattr(Network, "log_probabilities", judging)
+    monkeypatch.setattr(Network, "moments", estimating)
+    made = run(tiny_sources, tmp_path / "out")
+    assert set(judged.values()) == {1}
+    plain = [uniform_average(2, calibrate=True), *(source_alone(k, 2, calibrate=True) for k in range(2))]
+    assert [estimated[f"{recipe}"] for recipe in plain] == [1, 1, 1]
+    assert max(estimated.values()) <= 2  # once by the search, once by the run-off
+    assert len(made.references) == 7
 
 
 def test_an_unfinished_folder_is_not_given_to_another_command(

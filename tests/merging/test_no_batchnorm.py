@@ -72,7 +72,7 @@ def test_calibration_is_refused_for_its_true_cause(sources: tuple[Path, Path], t
 def test_a_dry_run_counts_no_calibration(sources: tuple[Path, Path], tmp_path: Path) -> None:
     done = run("merge", *sources, *DIGITS, *SMALL, "--exact", "--dry-run", "--json", "-o", tmp_path / "out").json
     assert done["images"] == {"search": 36, "confirm": 24, "test": 60}
-    search, run_off, shown = (4 + 3) * 36, (2 * 2 + 3) * 60, (2 + 1 + 1) * 60
+    search, run_off, shown = (3 + 4 + 3) * 36, (2 + 3) * 24 + 2 * 36, (2 + 1 + 1) * 60
     assert done["images_seen"] == search + run_off + shown
 
 

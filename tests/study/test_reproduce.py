@@ -233,7 +233,7 @@ def test_an_estimate_is_images_over_rates(tmp_path: Path, monkeypatch: pytest.Mo
     assert hours.training == pytest.approx(2 * 1 * 397 / 10)
     assert hours.fine_tuning == pytest.approx((3 + 1) * 1 * 1297 / 10)
     evaluations = 4 + 3  # the elite is not scored again
-    shown = (2 * 2 + 1 + 1) * (500 + 397 // 2)
+    shown = (2 * 2 + 1 + 1) * 500 + (2 + 1) * 397
     assert hours.merging == pytest.approx((3 * evaluations * 100 + shown) / 100)
     assert not any(tmp_path.iterdir())
 
