@@ -24,6 +24,7 @@ from hfmega.evaluation.evaluator import Evaluator
 from hfmega.evaluation.network import Network
 from hfmega.hub.pull import pull
 from hfmega.merging.merge import merge
+from hfmega.models import views
 from hfmega.output import Output
 from hfmega.search.recipe import Recipe
 from hfmega.settings import DEFAULT, MergeSettings, SplitRequest
@@ -175,5 +176,6 @@ def test_images_as_in_training_are_shifted_copies_and_always_the_same(
     assert torch.equal(shown.labels, plain.labels)
     same = (shown.images == plain.images).flatten(1).all(dim=1)
     assert 0 < same.sum() < 25  # a ninth is not shifted, half of these not mirrored
-    monkeypatch.setattr(images_module, "SHOWN_AT_ONCE", 49)
+    for module in (images_module, views):
+        monkeypatch.setattr(module, "AT_ONCE", 49)
     assert len(as_in_training(plain).images) == 50
