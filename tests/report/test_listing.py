@@ -26,7 +26,7 @@ def below(tmp_path: Path) -> Path:
 
 def test_each_merge_is_a_row(below: Path) -> None:
     done = run("list", below, "--json")
-    one, other = sorted(done.json["merges"], key=lambda merge: merge["date"] or "")
+    one, other = sorted(done.json["merges"], key=lambda merge: merge["folder"], reverse=True)
     made = json.loads((below / "first" / "lineage.json").read_text())
     assert (one["folder"], one["method"], one["verdict"]) == ("first", "mega", "better")
     assert one["sources"] == [source["name"] for source in made["sources"]]

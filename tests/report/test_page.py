@@ -118,7 +118,7 @@ def test_it_reads_without_script(distilled: lineages.Lineage) -> None:
         "hfmega verify .",
         "hfmega replay .",
         "merge-3, the result",
-        "generation 5: best 0.7617",
+        f"generation 5: best {distilled.nodes[-1].history[4].best:.4f}",
         "resnet8-s46",
     ):
         assert said in text
