@@ -12,7 +12,7 @@ DATASET ?= uoft-cs/cifar10
 GIVEN := --dataset $(DATASET) $(addprefix --sources ,$(SOURCES))
 SMALL := $(GIVEN) --epochs 3 --population 10 --generations 5 --fitness-images 2000 --fine-tune-epochs 1 -o runs/small
 
-.PHONY: demo demo-better test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench bench-gpu wheel clean
+.PHONY: demo demo-better verdict scale test test-all test-rest fresh-coverage lint reproduce reproduce-small families last-mile quality bench bench-gpu wheel clean
 
 demo: .venv/installed  ## merge six branches of a trunk, each of which saw other images of scikit-learn's digits
 	rm -rf runs/demo
@@ -88,8 +88,15 @@ quality: .venv/installed  ## every method on families of checkpoints; rewrites c
 
 bench: .venv/installed  ## what a search costs, against plain PyTorch and PyGAD; rewrites cards/speed
 	$(BIN)/python benchmarks/speed.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) -o runs/bench
-	rm -rf cards/speed
-	cp -R runs/bench/results cards/speed
+	cp -R runs/bench/results/. cards/speed
+
+verdict: .venv/installed  ## where the seconds of one merge go; writes cards/speed/verdict.md (BEFORE: another checkout, to compare)
+	$(BIN)/python benchmarks/verdict.py --dataset $(DATASET) $(if $(SOURCES),--sources $(SOURCES)) $(if $(BEFORE),--before $(BEFORE)) -o runs/bench
+	cp runs/bench/results/verdict.* cards/speed
+
+scale: .venv/installed  ## what grows with sources, networks and sets; writes cards/speed/scale.md (SOURCES: resnet8-s44 to -s51, effnet-*)
+	$(BIN)/python benchmarks/scale.py --dataset $(DATASET) --sources $(SOURCES) -o runs/bench
+	cp runs/bench/results/scale.* cards/speed
 
 bench-gpu: .venv/installed  ## on a machine with a GPU: the tests, then `make bench` on it; writes cards/speed-gpu
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'bench-gpu: torch sees no GPU here')"

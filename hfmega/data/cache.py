@@ -33,7 +33,7 @@ FORMAT: Final = 1  # another one where the same file is decoded to other pixels 
 FOLDER: Final = "hfmega-images"
 LIMIT: Final = 10 << 30  # bytes of all files together
 ROOM: Final = 0.5  # of what is free on the disk is for one more file
-LEAST: Final = 1 << 20  # encoded bytes: fewer are decoded in no time
+LEAST: Final = 1 << 18  # encoded bytes: fewer are decoded in no time
 WAIT: Final = 600  # seconds for another process that decodes the same images; then both do it
 IMAGES: Final = "images"
 

@@ -84,3 +84,38 @@ def test_the_projection_cuts_whole_batches_and_never_does_better_than_one_a_work
     calibrated = projection.raced(11, images=900, calibration=90)
     assert [(rung.calibration, rung.images) for rung in calibrated] == [(30, 300), (90, 900)]
     assert projection.calibrating(calibrated, costs, 64) == pytest.approx((0.1 + 0.06) + (0.1 + 0.09) + 2 * 0.5)
+
+
+def test_a_verdict_is_measured_from_the_command_to_the_card(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import verdict
+
+        flags = "--fitness-split train[:300] --test-split test --population 4 --generations 2"
+        asked = ["--pair", *map(str, tiny_sources), "--dataset", "digits", "--flags", flags, "-o", str(tmp_path)]
+        page = verdict.run(verdict.parser().parse_args(asked), Output(muted=True)).read_text()
+        again = verdict.parser().parse_args(asked)
+        patch.setattr(verdict, "measured", lambda *_, **__: pytest.fail("what is measured was measured again"))
+        verdict.run(again, Output(muted=True))
+    assert page.count("| forward passes | ") == 1
+    counts = next(line for line in page.splitlines() if line.startswith("| all | "))
+    first, following = counts.removeprefix("| all | ").removesuffix(" |").split(" | ")
+    assert first == following  # decoded images of an earlier run change nothing
+
+
+def test_what_grows_with_sources_and_sets_is_measured(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import scale
+
+        patch.setattr(scale, "FAMILIES", {"ResNet-8": (["s1", "s2"], (2, 3))})
+        patch.setattr(scale, "SOME", {"ResNet-8": (200, 60, 60)})
+        patch.setattr(scale, "LARGE", {"ResNet-50": "resnet18"})
+        asked = ["--sources", str(tiny_sources[0].parent), "--dataset", "digits", "--only", "sources,sets"]
+        options = scale.parser().parse_args([*asked, "--sets", "20,40", "-o", str(tmp_path)])
+        page = scale.run(options, Output(muted=True)).read_text()
+    found = scale.Kept(tmp_path / "results" / "scale.json").found
+    assert len(found) == 2 + 2 + 2  # flat with 2 and 3, tree and soup with 3; both sets
+    assert "| the same images again | yes | yes |" in page
+    assert "| soup: new evaluations | 0 | " in page
+    assert str(tmp_path) not in page + (tmp_path / "results" / "scale.json").read_text()
