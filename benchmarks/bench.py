@@ -27,13 +27,25 @@ class Bench:
         self.options, self.output, self.run = options, output, run
         self.file = options.output / "results" / "results.json"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {"measurements": []}
-        self.known: dict[str, Found] = {key(m["asked"]): m["found"] for m in kept["measurements"]}
+        self.known, self.before = known(self.file), known(options.before)
 
     def measure(self, what: str, **others: Any) -> Found:
         """The measurement with the numbers of the options, but for what is said otherwise."""
+        asked = self.asked(what, others)
+        if key(public(asked)) not in self.known:
+            self.output.say(f"measuring {' '.join(f'{k}={v}' for k, v in {'what': what, **others}.items())}")
+            self.known[key(public(asked))] = self.run(asked)
+            self.save()
+        return self.known[key(public(asked))]
+
+    def earlier(self, what: str, **others: Any) -> Found | None:
+        """The same measurement of an earlier commit, if it is known."""
+        return self.before.get(key(public(self.asked(what, others))))
+
+    def asked(self, what: str, others: Found) -> Found:
+        """What a process is asked to measure."""
         options = self.options
-        asked = {
+        return {
             "what": what,
             "sources": [str(source) for source in options.pair],
             "dataset": options.dataset,
@@ -43,17 +55,23 @@ class Bench:
             "seed": options.seed,
             "threads": options.threads,
         } | others
-        public = {**asked, "sources": [name(s) for s in asked["sources"]], "dataset": name(asked["dataset"])}
-        if key(public) not in self.known:
-            self.output.say(f"measuring {' '.join(f'{k}={v}' for k, v in {'what': what, **others}.items())}")
-            self.known[key(public)] = self.run(asked)
-            self.save()
-        return self.known[key(public)]
 
     def save(self) -> None:
         measurements = [{"asked": json.loads(k), "found": found} for k, found in self.known.items()]
         kept = {"machine": machine(), "measurements": measurements}
         write_atomically(self.file, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+def known(file: Path | None) -> dict[str, Found]:
+    """The measurements in a file, by what was asked."""
+    if file is None or not file.is_file():
+        return {}
+    return {key(m["asked"]): m["found"] for m in json.loads(file.read_text(encoding="utf-8"))["measurements"]}
+
+
+def public(asked: Found) -> Found:
+    """What was asked, without where this machine keeps things."""
+    return {**asked, "sources": [name(s) for s in asked["sources"]], "dataset": name(asked["dataset"])}
 
 
 def key(asked: Found) -> str:

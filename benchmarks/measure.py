@@ -22,7 +22,7 @@ import torchga
 from torch import nn
 from torch.distributed import FileStore
 
-from hfmega.data.images import Split
+from hfmega.data.images import Split, batches
 from hfmega.evaluation.answers import Answers
 from hfmega.evaluation.evaluator import Score
 from hfmega.evaluation.race import rungs
@@ -294,9 +294,23 @@ def steps(ask: Ask) -> dict[str, Any]:
             "search_images": len(job.search),
             "calibration_images": calibration,
             "images_per_second": images / whole,
+            "rough": evaluator.network.rough,
+            **rough_steps(job, recipe, materializing),
             "calibration_batch": evaluator.network.calibration_batch,
             "batch": evaluator.network.batch_size,
         }
+
+
+def rough_steps(job: Job, recipe: Recipe, materializing: float) -> dict[str, float]:
+    """Seconds of what only ranks: statistics of one calibration image, and all search images."""
+    network, parts = job.evaluator.network, batches(range(len(job.search)), job.evaluator.network.batch_size)
+    few = network.calibration_parts(rough=True)
+    calibrating = timed(lambda: network.moments(recipe, few, rough=True)) - materializing if few else 0.0
+    network.load(recipe)
+    return {
+        "rough_calibrating": calibrating / max(sum(map(len, few)), 1),
+        "rough_scoring": timed(lambda: network.estimate(job.search, parts)),
+    }
 
 
 def late(job: Job, seed: int, record: Path) -> tuple[float, float, Recipe]:
@@ -367,7 +381,7 @@ def gather(ask: Ask) -> dict[str, Any]:
 
 def _gather(rank: int, folder: str, population: int, images: int) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=FileStore(f"{folder}/store", 2))
-    seen = rungs(images)[0]
+    seen = [*rungs(images), images][0]
     mine = [(k, Answers(np.zeros(seen, bool), np.zeros(seen))) for k in range(rank, population, 2)]
     everyone: list[Any] = [None, None]
     seconds = timed(lambda: torch.distributed.all_gather_object(everyone, (mine, 1000)), GATHERS)

@@ -12,7 +12,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.evaluator import Evaluator
-from hfmega.evaluation.network import dtype_of
+from hfmega.evaluation.precision import dtype_of
 from hfmega.merging.prepare import Job
 from hfmega.search.recipe import uniform_average
 

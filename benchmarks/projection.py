@@ -10,76 +10,74 @@ from hfmega.evaluation.processes import shared_out
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One part of a generation: so many individuals, and for each so many images to calibrate and to score."""
-
-    individuals: int
-    calibration: int
-    images: int
-
-
-@dataclass(frozen=True)
 class Costs:
-    """Seconds of each step. calibrating, scoring: of one image; deciding: of a generation; gathering: of a phase.
+    """Seconds of each step. deciding: of a generation; gathering: of a phase; all but materializing else: of an image.
 
-    calibration_batch, batch: how many images pass at once; only whole batches are shared out.
+    rough: as what only ranks is computed. calibration_batch, batch: how many images pass at once; only whole batches
+    are shared out.
     """
 
     materializing: float
     calibrating: float
     scoring: float
+    rough_calibrating: float
+    rough_scoring: float
     deciding: float
     gathering: float
     calibration_batch: int
     batch: int
 
 
-def exact(individuals: int, images: int, calibration: int) -> list[Rung]:
-    return [Rung(individuals, calibration, images)]
+@dataclass(frozen=True)
+class Phase:
+    """What all workers do before they gather. parts: the batches of each individual; image: seconds of one image."""
+
+    individuals: int
+    parts: Sequence[range]
+    image: float
+    calibrates: bool = False
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.parts))
 
 
-def raced(individuals: int, images: int, calibration: int) -> list[Rung]:
-    """The rungs of `Evaluator.race` beside an elite, as long as the paired test stops nobody."""
+def exact(individuals: int, images: int, calibration: int, costs: Costs) -> list[Phase]:
+    """A generation of which everybody is scored exactly."""
+    parts = even(range(calibration), costs.calibration_batch) if calibration else []
+    scoring = Phase(individuals, batches(range(images), costs.batch), costs.scoring)
+    return [*([Phase(individuals, parts, costs.calibrating, True)] if parts else []), scoring]
+
+
+def raced(individuals: int, images: int, calibration: int, costs: Costs) -> list[Phase]:
+    """A later generation of `Evaluator.race` beside an elite, as long as the paired test stops nobody."""
     found = []
+    if calibration and race.rungs(images):
+        first = even(range(calibration), costs.calibration_batch)[:1]
+        found.append(Phase(individuals, first, costs.rough_calibrating, True))
     for start, stop in pairwise([0, *race.rungs(images)]):
-        if start:
-            individuals = min(individuals, race.seats(individuals + 1, 1))
-        share = -(-calibration // round(images / stop))
-        found.append(Rung(individuals, share, stop if calibration else stop - start))
-    return found
+        found.append(Phase(individuals, batches(range(start, stop), costs.batch), costs.rough_scoring))
+        individuals = min(individuals, race.seats(individuals + 1, 1))
+    return [*found, *exact(individuals, images, calibration, costs)]
 
 
-def phase(individuals: int, parts: Sequence[range], image: float, costs: Costs, workers: int) -> float:
-    """Seconds until the slowest worker is through with its part of all batches, and everybody knows the results.
+def seconds(phase: Phase, costs: Costs, workers: int) -> float:
+    """Until the slowest worker is through with its part of all batches, and everybody knows the results.
 
-    parts: the batches of each individual; image: seconds of one image. One worker has nothing to gather.
+    One worker has nothing to gather.
     """
     loads = [
-        sum(costs.materializing + image * sum(map(len, parts[item.start : item.stop])) for item in items)
-        for items in shared_out([len(parts)] * individuals, workers)
+        sum(costs.materializing + phase.image * sum(map(len, phase.parts[item.start : item.stop])) for item in items)
+        for items in shared_out([len(phase.parts)] * phase.individuals, workers)
     ]
     return max(loads) + (costs.gathering if workers > 1 else 0.0)
 
 
-def calibrating(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
-    """Seconds of one generation in which statistics are re-estimated."""
-    return sum(
-        phase(
-            rung.individuals,
-            even(range(rung.calibration), costs.calibration_batch),
-            costs.calibrating,
-            costs,
-            workers,
-        )
-        for rung in rungs
-        if rung.calibration
-    )
-
-
-def generation(rungs: Sequence[Rung], costs: Costs, workers: int) -> float:
+def generation(phases: Sequence[Phase], costs: Costs, workers: int) -> float:
     """Seconds of one generation. Deciding is done by every worker alike."""
-    scoring = sum(
-        phase(rung.individuals, batches(range(rung.images), costs.batch), costs.scoring, costs, workers)
-        for rung in rungs
-    )
-    return costs.deciding + calibrating(rungs, costs, workers) + scoring
+    return costs.deciding + sum(seconds(phase, costs, workers) for phase in phases)
+
+
+def calibrating(phases: Sequence[Phase], costs: Costs, workers: int) -> float:
+    """Seconds of one generation in which statistics are re-estimated."""
+    return sum(seconds(phase, costs, workers) for phase in phases if phase.calibrates)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import Bench, Found, in_own_process, machine, name
-from tables import BLOCKS, TABLES, VARIANTS, Table
+from tables import BLOCKS, TABLES, VARIANTS, WAYS, Table
 
 from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--dataset", default="uoft-cs/cifar10")
     words.add_argument("--only", type=commas(str), default=list(TABLES), help=f"some of {','.join(TABLES)}")
     words.add_argument("--blocks", type=commas(str), default=list(BLOCKS), help="of the rows")
+    words.add_argument("--ways", type=commas(str), default=list(WAYS), help=f"of searching, some of {','.join(WAYS)}")
+    words.add_argument("--before", type=Path, help="results.json of an earlier commit: its rows stand beside")
+    words.add_argument("--before-name", default="before", help="what that commit is called")
     words.add_argument("--population", type=int, default=20)
     words.add_argument("--generations", type=int, default=6)
     words.add_argument("--images", type=int, default=5000, help="fitness images; 40 %% of them do not steer the search")

@@ -16,11 +16,11 @@ WAYS: Final = {
     "bare": "forward passes alone",
 }
 BLOCKS: Final = {"calibrate": True, "no-calibrate": False}
-VARIANTS: Final[dict[str, dict[str, Any]]] = {  # name -> fields of hfmega.race.Race
-    "halving after the first population, and paired test": {},
-    "halving of every population, and paired test": {"halving": True},
-    "halving of every population, without test": {"halving": True, "test": False},
-    "paired test alone": {"halving": False},
+VARIANTS: Final[dict[str, dict[str, Any]]] = {  # name -> fields of hfmega.evaluation.race.Race
+    "as it is": {},
+    "halving of every population from the first rung on": {"first": False},
+    "without the paired test": {"test": False},
+    "without halving": {"halving": False},
 }
 LATE: Final = 20  # generations after which materializing is timed
 
@@ -38,38 +38,21 @@ class Table:
 def rows(bench: Bench) -> Iterator[Table]:
     """The main table, a block with and a block without calibration; the rows in turn, as often as asked."""
     for block in bench.options.blocks:
-        measured: dict[str, list[Found]] = {way: [] for way in WAYS}
+        measured: dict[str, list[Found]] = {WAYS[way]: [] for way in bench.options.ways}
         for repeat in range(bench.options.repeats):
-            for way in WAYS:
-                individuals = measured["exact"][0]["individuals"] if way == "bare" else 0
-                found = bench.measure(
-                    "row", way=way, calibrate=BLOCKS[block], individuals=individuals, repeat=repeat, test=True
-                )
-                measured[way].append(found)
+            for way in bench.options.ways:
+                individuals = measured[WAYS["exact"]][0]["individuals"] if way == "bare" else 0
+                asked = {"way": way, "calibrate": BLOCKS[block], "individuals": individuals, "repeat": repeat}
+                measured[WAYS[way]].append(bench.measure("row", **asked, test=True))
+                if earlier := bench.earlier("row", **asked, test=True):
+                    measured.setdefault(f"{WAYS[way]}, {bench.options.before_name}", []).append(earlier)
         yield block_table(block, measured, bench)
 
 
 def block_table(block: str, measured: dict[str, list[Found]], bench: Bench) -> Table:
-    seconds = {way: [found["seconds"] for found in several] for way, several in measured.items()}
-    lines = []
-    for way, several in measured.items():
-        first, middle = several[0], median(seconds[way])
-        spread = f" ({min(seconds[way]):.1f} to {max(seconds[way]):.1f})" if len(several) > 1 else ""
-        lines.append(
-            [
-                WAYS[way],
-                f"{middle:.1f}{spread}",
-                "-" if first["individuals"] is None else f"{first['individuals']:,}",
-                f"{first['images']:,}",
-                f"{first['images'] / middle:,.0f}",
-                memory(max(found["peak_mb"] for found in several)),
-                f"+{max(found['peak_mb'] - found['start_mb'] for found in several):.0f}",
-                f"{first['fitness']:.4f}",
-                f"{first['test']:.4f}",
-                f"{middle / median(seconds['default']):.2f}",
-                f"{middle / median(seconds['bare']):.2f}",
-            ]
-        )
+    """measured: row to what was found, once for each repeat."""
+    seconds = {row: median(found["seconds"] for found in several) for row, several in measured.items()}
+    compared = [way for way in (WAYS["default"], WAYS["bare"]) if way in measured]
     options = bench.options
     return Table(
         f"One search, {'with' if BLOCKS[block] else 'without'} re-estimated BatchNorm statistics",
@@ -81,10 +64,29 @@ def block_table(block: str, measured: dict[str, list[Found]], bench: Bench) -> T
         "nothing searched) of the sources' average.",
         [
             *("search", "seconds", "individuals", "images", "images/s", "peak MB", "added MB", "fitness", "test"),
-            *("seconds / hfmega", "seconds / passes"),
+            *(f"seconds / {'hfmega' if way == WAYS['default'] else 'passes'}" for way in compared),
         ],
-        lines,
+        [
+            [row, *cells(several), *(f"{seconds[row] / seconds[way]:.2f}" for way in compared)]
+            for row, several in measured.items()
+        ],
     )
+
+
+def cells(several: list[Found]) -> list[str]:
+    """What a row says of one way of searching, measured several times."""
+    first, seconds = several[0], [found["seconds"] for found in several]
+    spread = f" ({min(seconds):.1f} to {max(seconds):.1f})" if len(several) > 1 else ""
+    return [
+        f"{median(seconds):.1f}{spread}",
+        "-" if first["individuals"] is None else f"{first['individuals']:,}",
+        f"{first['images']:,}",
+        f"{first['images'] / median(seconds):,.0f}",
+        memory(max(found["peak_mb"] for found in several)),
+        f"+{max(found['peak_mb'] - found['start_mb'] for found in several):.0f}",
+        f"{first['fitness']:.4f}",
+        f"{first['test']:.4f}",
+    ]
 
 
 def times(count: int) -> str:
@@ -252,32 +254,31 @@ def projected(bench: Bench, step: Found, images: int) -> Table:
     """images: how many steer the search."""
     options, costs = bench.options, costs_of(bench, step, images)
     shape = options.population - 1, images, step["calibration_images"]
-    races = {"--exact": projection.exact(*shape), "hfmega": projection.raced(*shape)}
-    written = ", then ".join(f"{rung.individuals} on {rung.images:,}" for rung in races["hfmega"])
+    races = {"--exact": projection.exact(*shape, costs), "hfmega": projection.raced(*shape, costs)}
+    words = [
+        f"{phase.individuals} {'re-estimate statistics from' if phase.calibrates else 'see'} {phase.images:,}"
+        for phase in races["hfmega"]
+    ]
 
-    def cells(rungs: list[projection.Rung], count: int) -> list[str]:
-        alone, together = (projection.generation(rungs, costs, k) for k in (1, count))
-        calibrating = projection.calibrating(rungs, costs, count)
+    def cells(phases: list[projection.Phase], count: int) -> list[str]:
+        alone, together = (projection.generation(phases, costs, k) for k in (1, count))
+        calibrating = projection.calibrating(phases, costs, count)
         return [f"{together:.2f}", f"{alone / together:.1f}", f"{calibrating / together:.0%}"]
 
     return Table(
         f"More workers, {images:,} search images (a projection, not a measurement)",
-        f"The {options.population - 1} children of a generation, a rung of the race at a time ({written} images, if "
-        "the paired test stops nobody). Each rung is two phases: the batches that re-estimate statistics "
-        f"({costs.calibration_batch} of up to {step['calibration_images']:,} images), then those that are scored "
-        f"({costs.batch} images). All batches of a phase are cut into equal parts, as a search cuts them, and "
-        f"the slowest worker counts. From steps measured on one worker: materializing {1000 * costs.materializing:.1f} "
-        f"ms for each individual of a part, calibrating {1e6 * costs.calibrating:.0f} µs and scoring "
-        f"{1e6 * costs.scoring:.0f} µs an image, deciding {1000 * costs.deciding:.1f} ms a generation, gathering "
-        f"{1000 * costs.gathering:.2f} ms a phase between two processes of one machine (taken to be the same for "
-        "more). "
-        "Seconds: of a generation. Calibrating: its share of them.",
+        f"The {options.population - 1} children of a generation, a phase at a time: {', then '.join(words)} images, if "
+        f"the paired test stops nobody. The batches of a phase ({costs.batch} images, {costs.calibration_batch} for "
+        "statistics) are cut into equal parts, as a search cuts them, and the slowest worker counts. From steps "
+        f"measured on one worker: materializing {1000 * costs.materializing:.1f} ms for each individual of a part, "
+        f"calibrating {1e6 * costs.calibrating:.0f} µs and scoring {1e6 * costs.scoring:.0f} µs an image, roughly "
+        f"{1e6 * costs.rough_calibrating:.0f} and {1e6 * costs.rough_scoring:.0f} µs ({step['rough']}), deciding "
+        f"{1000 * costs.deciding:.1f} ms a generation, gathering {1000 * costs.gathering:.2f} ms a phase between two "
+        "processes of one machine (taken to be the same for more). Seconds: of a generation. Calibrating: its share "
+        "of them.",
+        ["workers", *(cell for race in races for cell in (f"seconds, {race}", "speed-up", "calibrating"))],
         [
-            "workers",
-            *(cell for race in races for cell in (f"seconds, {race}", "speed-up", "calibrating")),
-        ],
-        [
-            [str(count), *(cell for rungs in races.values() for cell in cells(rungs, count))]
+            [str(count), *(cell for phases in races.values() for cell in cells(phases, count))]
             for count in options.workers
         ],
     )
@@ -289,6 +290,8 @@ def costs_of(bench: Bench, step: Found, images: int) -> projection.Costs:
         materializing=step["materializing"],
         calibrating=step["calibrating"] / max(step["calibration_images"], 1),
         scoring=step["scoring"] / step["search_images"],
+        rough_calibrating=step["rough_calibrating"],
+        rough_scoring=step["rough_scoring"] / step["search_images"],
         deciding=step["deciding"],
         gathering=bench.measure("gather", images=images)["gather"],
         calibration_batch=step["calibration_batch"],

@@ -60,33 +60,33 @@ class Evaluator:
     def scores(self, recipes: Sequence[Recipe], split: Split) -> list[Score]:
         """The score of each recipe; one already known is not computed again."""
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._scores]
-        for recipe, parts in zip(unknown, self._said(self.network.look, unknown, split), strict=True):
+        said = self._said(self.network.look, unknown, split, self._statistics(unknown))
+        for recipe, parts in zip(unknown, said, strict=True):
             self.remember(recipe, split, score_of(pool(*parts)))
         return [self._scores[recipe, split.fingerprint] for recipe in recipes]
 
     def race(self, populations: Sequence[Sequence[Recipe]], split: Split, rules: Race) -> list[list[Score]]:
-        """The scores of populations that race, each for itself; who stops early keeps its estimate, not `exact`.
-
-        Statistics are re-estimated from a share of the calibration images as large as that of the images seen, so that
-        who sees all of them is scored exactly.
-        """
+        """The scores of populations that race, each for itself; who stops early keeps its estimate, not `exact`."""
         fingerprint, seen = split.fingerprint, dict[Recipe, Answers]()
         running = [[r for r in dict.fromkeys(p) if (r, fingerprint) not in self._scores] for p in populations]
         taken = [len(set(p)) - len(runners) for p, runners in zip(populations, running, strict=True)]
-        for start, stop in pairwise([0, *rungs(len(split), rules.halving)]):
-            if start:
-                running = [
-                    [runners[k] for k in survivors([seen[r] for r in runners], busy, len(split) - start, rules)]
-                    for runners, busy in zip(running, taken, strict=True)
-                ]
-            alive = list(dict.fromkeys(recipe for runners in running for recipe in runners))
-            for recipe, parts in zip(alive, self._said(self.network.look, alive, split, start, stop), strict=True):
-                found = pool(*parts)
-                seen[recipe] = found if len(found.correct) == stop else pool(seen[recipe], found)
-        scores = {recipe: score_of(part, len(part.correct) == len(split)) for recipe, part in seen.items()}
-        for recipe, score in scores.items():
-            self.remember(recipe, split, score)
-        return [[scores.get(r) or self._scores[r, fingerprint] for r in population] for population in populations]
+        everyone = list(dict.fromkeys(recipe for runners in running for recipe in runners))
+        stops = rungs(len(split))
+        statistics = dict(zip(everyone, self._statistics(everyone, rough=True), strict=True)) if stops else {}
+        for rung, rows in enumerate(range(*ends) for ends in pairwise([0, *stops])):
+            alive = [recipe for recipe in everyone if any(recipe in runners for runners in running)]
+            said = self._said(self.network.estimate, alive, split, [statistics[recipe] for recipe in alive], rows)
+            for recipe, parts in zip(alive, said, strict=True):
+                seen[recipe] = pool(*([seen[recipe]] if recipe in seen else []), *parts)
+            running = [
+                [runners[k] for k in survivors([seen[r] for r in runners], busy, rules, rung)]
+                for runners, busy in zip(running, taken, strict=True)
+            ]
+        self.scores([recipe for runners in running for recipe in runners], split)
+        return [
+            [self._scores.get((r, fingerprint)) or score_of(seen[r], exact=False) for r in population]
+            for population in populations
+        ]
 
     def remember(self, recipe: Recipe, split: Split, score: Score) -> None:
         """Take a score that was computed, here or by an earlier run; an estimate is not kept."""
@@ -106,7 +106,7 @@ class Evaluator:
         """
         unknown = [r for r in dict.fromkeys(recipes) if (r, split.fingerprint) not in self._answers]
         self._learn_statistics(unknown)
-        found = self._said(self.network.answers, unknown, split, step="{} of {}")
+        found = self._said(self.network.answers, unknown, split, self._statistics(unknown), step="{} of {}")
         for recipe, parts in zip(unknown, found, strict=True):
             self._answers[recipe, split.fingerprint] = judged = pool(*parts)
             if self.network.in_float32:
@@ -126,7 +126,7 @@ class Evaluator:
         total = None
         for number, recipe in enumerate(recipes, 1):  # one after another: together they may be larger than memory
             phases.step(f"ensemble {number} of {len(recipes)}")
-            (parts,) = self._said(self.network.log_probabilities, [recipe], split)
+            (parts,) = self._said(self.network.log_probabilities, [recipe], split, self._statistics([recipe]))
             found = torch.cat(parts)
             self._answers[recipe, split.fingerprint] = answers(found, split.labels)
             total = found if total is None else torch.logaddexp(total, found)
@@ -138,38 +138,36 @@ class Evaluator:
         work: Callable[[Split, Sequence[range]], T],
         recipes: Sequence[Recipe],
         split: Split,
-        start: int = 0,
-        stop: int | None = None,
+        statistics: Sequence[Tensor | None],
+        rows: range | None = None,
         step: str = "",
     ) -> list[list[T]]:
-        """What the network says (work) of the images from start to stop with each recipe, part by part.
+        """What the network says (work) of some images with each recipe, part by part.
 
-        Whose statistics are re-estimated starts from the first image again, with more calibration images.
-        step: in words, for a display.
+        statistics: see `_statistics`; rows: of the split, all if None; step: in words, for a display.
         """
-        network, end = self.network, stop or len(split)
-        rows = [batches(range(0 if network.calibrates(r) else start, end), network.batch_size) for r in recipes]
-        statistics = self._statistics(recipes, end / len(split))
+        row = batches(range(len(split)) if rows is None else rows, self.network.batch_size)
 
         def loaded(item: Item) -> T:
             if step:
                 phases.step(step.format(item.recipe + 1, len(recipes)))
-            network.load(recipes[item.recipe], statistics[item.recipe])
-            return work(split, rows[item.recipe][item.start : item.stop])
+            self.network.load(recipes[item.recipe], statistics[item.recipe])
+            return work(split, row[item.start : item.stop])
 
-        return self._spread(loaded, [len(row) for row in rows])
+        return self._spread(loaded, [len(row)] * len(recipes))
 
-    def _statistics(self, recipes: Sequence[Recipe], share: float = 1.0) -> list[Tensor | None]:
+    def _statistics(self, recipes: Sequence[Recipe], rough: bool = False) -> list[Tensor | None]:
         """The re-estimated BatchNorm statistics of each recipe, as `Network.load` takes them; None: it keeps its own.
 
-        Who has all batches of a recipe averages at once, or the moments of all recipes would be held together.
+        rough: for an estimate. Who has all batches of a recipe averages at once, or the moments of all recipes would be
+        held together.
         """
-        network, row = self.network, self.network.calibration_parts(share)
-        known = network.known if share == 1 else {}
+        network, row = self.network, self.network.calibration_parts(rough)
+        known = {} if rough else network.known
         waiting = [network.calibrates(recipe) and recipe not in known for recipe in recipes]
 
         def work(item: Item) -> Tensor:
-            found = network.moments(recipes[item.recipe], row[item.start : item.stop])
+            found = network.moments(recipes[item.recipe], row[item.start : item.stop], rough)
             return found if len(found) < len(row) else average(found, row)
 
         every = self._spread(work, [len(row) if waits else 0 for waits in waiting])

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Final, Literal
+from contextlib import contextmanager
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from hfmega import phases
 from hfmega.data.images import Split, batches, cut, even, fits, in_file, stream
 from hfmega.errors import HfmegaError, SourceError
 from hfmega.evaluation.answers import Answers, answers
+from hfmega.evaluation.precision import Precision, computing, dtype_of, rough_precision
 from hfmega.evaluation.statistics import Statistics, average
 from hfmega.models.fold import fold
 from hfmega.models.library import Spec, buffers_of, build, normalizer, state_of
@@ -25,27 +26,18 @@ from hfmega.weights.tensors import finite
 # busy the machine was.
 BATCH_SIZE: Final = {"cpu": 32, "cuda": 1024}
 CALIBRATION_BATCH: Final = {"cpu": 128, "cuda": 1024}  # statistics of small batches miss what lies between them
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
-    """What convolutions and products of scores are computed in. Raises HfmegaError where the device has no such."""
-    if precision == "float32":
-        return torch.float32
-    if device.type == "cpu":
-        known = torch.ops.mkldnn
-        has = known._is_mkldnn_bf16_supported() if precision == "bfloat16" else known._is_mkldnn_fp16_supported()
-    else:
-        has = precision == "float16" or device.type != "cuda" or torch.cuda.is_bf16_supported()
-    if not has:
-        raise HfmegaError(f"this {device.type} does not compute in {precision}: leave the flag away.")
-    return torch.bfloat16 if precision == "bfloat16" else torch.float16
+def calibration_batch(device: torch.device) -> int:
+    """How many images re-estimate statistics together."""
+    return CALIBRATION_BATCH.get(device.type, CALIBRATION_BATCH["cpu"])
 
 
 class Network:
     """A network, the sources of its weights, and the images that its BatchNorm statistics are re-estimated from.
 
     precision: of what steers a search (`look`); statistics and whatever is reported are float32.
+    rough: the precision of what only ranks (`estimate`), its statistics too.
     images_seen: passes of one image through the network so far.
     known: the re-estimated statistics of recipes, all calibration images seen, that need not be estimated again.
     """
@@ -58,8 +50,9 @@ class Network:
         self.images_seen = 0
         self.known: dict[Recipe, Tensor] = {}
         self.batch_size = BATCH_SIZE.get(sources.device.type, BATCH_SIZE["cpu"])
-        self.calibration_batch = CALIBRATION_BATCH.get(sources.device.type, CALIBRATION_BATCH["cpu"])
-        self._precision = dtype_of(precision, sources.device)
+        self.calibration_batch = calibration_batch(sources.device)
+        self.rough = rough_precision(precision, sources.device)
+        self._precision, self._rough = (dtype_of(name, sources.device) for name in (precision, self.rough))
         self._calibration = calibration
         self._flat = torch.empty(sources.layout.size, device=sources.device)
         self._model = attach(spec, build(spec).to(sources.device), sources, self._flat)
@@ -97,21 +90,20 @@ class Network:
         """Whether the statistics of a recipe are re-estimated here."""
         return recipe.calibrate and self.can_calibrate
 
-    def calibration_parts(self, share: float = 1.0) -> list[range]:
-        """The batches that statistics are re-estimated from. share: of the calibration images, at least two."""
+    def calibration_parts(self, rough: bool = False) -> list[range]:
+        """The batches that statistics are re-estimated from; rough: only the first, for an estimate."""
         if not self.can_calibrate:
             return []
         assert self._calibration is not None
-        count = len(self._calibration)
-        rows = range(0, count, min(round(1 / share), count // 2))
-        return even(rows, self.calibration_batch)  # a single image has no variance
+        parts = even(range(len(self._calibration)), self.calibration_batch)  # a single image has no variance
+        return parts[:1] if rough else parts
 
-    def moments(self, recipe: Recipe, parts: Sequence[range]) -> Tensor:
+    def moments(self, recipe: Recipe, parts: Sequence[range], rough: bool = False) -> Tensor:
         """The BatchNorm statistics of each of some batches of calibration images: float32 [batches, floats], CPU."""
         assert self._calibration is not None
         self.load(recipe)
         found = []
-        with self._statistics.of_the_batch():
+        with self._statistics.of_the_batch(), computing(self.sources.device, self._rough if rough else torch.float32):
             for images in self._images(self._calibration, parts):
                 self._statistics.clear()
                 self._forward(images)
@@ -125,7 +117,7 @@ class Network:
             self._statistics.write(statistics)
             self.sources.settle(self._flat)
 
-    def look(self, split: Split, parts: Sequence[range]) -> Answers:
+    def look(self, split: Split, parts: Sequence[range], precision: torch.dtype | None = None) -> Answers:
         """What the loaded recipe says of some batches, with folded BatchNorm; NaN or Inf in its weights: all wrong."""
         rows = range(parts[0].start, parts[-1].stop)
         if not self._sound:
@@ -134,10 +126,13 @@ class Network:
         if self.folded:
             self.folded.update()
             network = self.folded.network
-        half = self._precision != torch.float32
-        with torch.autocast(self.sources.device.type, self._precision) if half else nullcontext():
+        with computing(self.sources.device, precision or self._precision):
             found = torch.cat([self._forward(x, network) for x in self._images(split, parts)])
         return answers(found, cut(self.resident(split)[1], rows))
+
+    def estimate(self, split: Split, parts: Sequence[range]) -> Answers:
+        """`look` for what only ranks."""
+        return self.look(split, parts, self._rough)
 
     def answers(self, split: Split, parts: Sequence[range]) -> Answers:
         """What the loaded recipe says of some batches, for a report; NaN or Inf in its weights: all wrong."""

@@ -12,7 +12,7 @@ from hfmega import phases
 from hfmega.data.dataset import describe
 from hfmega.data.images import Split, batches
 from hfmega.data.splits import SplitPlan
-from hfmega.evaluation.network import Network
+from hfmega.evaluation.network import Network, calibration_batch
 from hfmega.evaluation.processes import processes
 from hfmega.evaluation.race import most_images
 from hfmega.hub import pull
@@ -107,8 +107,9 @@ def cost(settings: MergeSettings, sources: int, rows: SplitPlan, statistics: boo
     steering = size["distill" if settings.steered_unlabelled else "search"]
     breeding, deciding, choosing = evaluations * (steering + calibration), 0, 0
     if settings.searches and not settings.exact:
-        first = most_images(ga.population, 0, steering, calibration, halving=False)
-        later = most_images(ga.population - 1, 1, steering, calibration)
+        rough = min(calibration, calibration_batch(processes().device))
+        first = most_images(ga.population, 0, steering, calibration, rough, first=True)
+        later = most_images(ga.population - 1, 1, steering, calibration, rough)
         breeding = merges * (first + (ga.generations - 1) * later)
     runs_off = size["confirm"] > 0 and settings.searches
     if settings.calibrate is None and statistics:

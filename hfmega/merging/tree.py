@@ -22,7 +22,6 @@ from hfmega.search.cma import CMAES
 from hfmega.search.ga import MeGA
 from hfmega.search.random import RandomSearch
 from hfmega.search.recipe import Recipe
-from hfmega.settings import Fitness
 
 SEARCHERS: Final = {"mega": MeGA, "cmaes": CMAES, "random": RandomSearch}
 
@@ -152,13 +151,13 @@ def generation_of(active: Mapping[Node, Searcher]) -> str:
 def scores_of(populations: Sequence[Sequence[Recipe]], job: Job, first: bool) -> list[list[Score]]:
     """The scores of several populations, of searches that begin or go on: each a race, or with `exact` all images."""
     if not job.settings.exact:
-        return job.evaluator.race(populations, job.steering, rules(first, job.settings.search.fitness))
+        return job.evaluator.race(populations, job.steering, rules(first))
     job.evaluator.scores([recipe for population in populations for recipe in population], job.steering)
     return [job.evaluator.scores(population, job.steering) for population in populations]
 
 
-def rules(first: bool, fitness: Fitness) -> Race:
-    return Race(halving=not first, fitness=fitness)
+def rules(first: bool) -> Race:
+    return Race(first=first)
 
 
 def finished(node: Node, searcher: Searcher, job: Job, known: Mapping[str, Recipe]) -> Merged:

@@ -15,7 +15,8 @@ from hfmega.data.images import Split, load_split
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint, predict_checkpoint
 from hfmega.evaluation.evaluator import Evaluator, Score
-from hfmega.evaluation.network import CALIBRATION_BATCH, Network, Precision, attach
+from hfmega.evaluation.network import CALIBRATION_BATCH, Network, attach
+from hfmega.evaluation.precision import Precision
 from hfmega.hub import pull
 from hfmega.models.library import Spec, build
 from hfmega.search.recipe import Noise, Recipe, source_alone, uniform_average

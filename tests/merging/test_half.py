@@ -87,7 +87,7 @@ def test_one_source_is_evaluated_trained_on_and_updated(kind: str, stored: Path,
     ("place", "said"),
     [
         ("match_activations", "--align activations of source 2 to source 1 (resnet8_cifar) failed with what hfmega"),
-        ("predict", "merging "),
+        ("log_probabilities", "merging "),
     ],
 )
 def test_what_torch_raises_is_one_sentence_with_the_step_and_the_source(

@@ -74,16 +74,18 @@ def test_the_projection_cuts_whole_batches_and_never_does_better_than_one_a_work
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     projection = __import__("projection")
-    costs = projection.Costs(0.1, 0.002, 0.001, deciding=0.0, gathering=0.5, calibration_batch=50, batch=100)
-    rungs = projection.raced(11, images=900, calibration=0)
-    assert [(rung.individuals, rung.images) for rung in rungs] == [(11, 300), (3, 600)]
-    alone, three, many = (projection.generation(rungs, costs, workers) for workers in (1, 3, 64))
-    assert alone == pytest.approx(11 * 0.4 + 3 * 0.7)
-    assert three == pytest.approx((5 * 0.1 + 11 * 0.1) + (0.1 + 6 * 0.1) + 2 * 0.5)
-    assert many == pytest.approx(2 * (0.1 + 0.1) + 2 * 0.5)
-    calibrated = projection.raced(11, images=900, calibration=90)
-    assert [(rung.calibration, rung.images) for rung in calibrated] == [(30, 300), (90, 900)]
-    assert projection.calibrating(calibrated, costs, 64) == pytest.approx((0.1 + 0.06) + (0.1 + 0.09) + 2 * 0.5)
+    costs = projection.Costs(0.1, 0.002, 0.001, 0.004, 0.003, 0.0, gathering=0.5, calibration_batch=50, batch=100)
+    phases = projection.raced(11, 900, 0, costs)
+    assert [(phase.individuals, phase.images) for phase in phases] == [(11, 300), (3, 900)]
+    alone, three, many = (projection.generation(phases, costs, workers) for workers in (1, 3, 64))
+    assert alone == pytest.approx(11 * (0.1 + 0.9) + 3 * (0.1 + 0.9))
+    assert three == pytest.approx((5 * 0.1 + 11 * 0.3) + (0.1 + 9 * 0.1) + 2 * 0.5)
+    assert many == pytest.approx((0.1 + 0.3) + (0.1 + 0.1) + 2 * 0.5)
+    calibrated = projection.raced(11, 900, 90, costs)
+    assert [(phase.individuals, phase.images, phase.calibrates) for phase in calibrated] == [
+        *((11, 45, True), (11, 300, False), (3, 90, True), (3, 900, False)),
+    ]
+    assert projection.calibrating(calibrated, costs, 64) == pytest.approx((0.1 + 0.18) + (0.1 + 0.09) + 2 * 0.5)
 
 
 def test_a_verdict_is_measured_from_the_command_to_the_card(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> None:
