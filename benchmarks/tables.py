@@ -1,6 +1,6 @@
 """The tables of `make bench`: what is measured for each, and what is said of it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any, Final
@@ -40,7 +40,7 @@ def rows(bench: Bench) -> Iterator[Table]:
     for block in bench.options.blocks:
         measured: dict[str, list[Found]] = {WAYS[way]: [] for way in bench.options.ways}
         for repeat in range(bench.options.repeats):
-            for way in bench.options.ways:
+            for way in bench.options.ways if repeat == 0 else bench.options.repeated:
                 individuals = measured[WAYS["exact"]][0]["individuals"] if way == "bare" else 0
                 asked = {"way": way, "calibrate": BLOCKS[block], "individuals": individuals, "repeat": repeat}
                 measured[WAYS[way]].append(bench.measure("row", **asked, test=True))
@@ -57,7 +57,7 @@ def block_table(block: str, measured: dict[str, list[Found]], bench: Bench) -> T
     return Table(
         f"One search, {'with' if BLOCKS[block] else 'without'} re-estimated BatchNorm statistics",
         f"{options.generations} populations of {options.population} are scored in every row; seed {options.seed}, "
-        f"{times(options.repeats)}. Seconds: from the first ask to the last tell, median"
+        f"{times(measured.values())}. Seconds: from the first ask to the last tell, median"
         " (least to most). Images: all that went through the network, those for calibration too. "
         "Memory: of the process at most while it searched, and how much of that the search added to what was loaded. "
         "Fitness and test: of the best individual; of forward passes alone (as many as --exact makes, in its batches, "
@@ -89,8 +89,12 @@ def cells(several: list[Found]) -> list[str]:
     ]
 
 
-def times(count: int) -> str:
-    return "measured once" if count == 1 else f"measured {count} times in turn"
+def times(measured: Collection[list[Found]]) -> str:
+    """How often the rows were measured."""
+    counts = [len(several) for several in measured]
+    if max(counts) == 1:
+        return "measured once"
+    return f"measured {max(counts)} times in turn" + (", some rows less often" if min(counts) < max(counts) else "")
 
 
 def memory(megabytes: float) -> str:
@@ -100,7 +104,8 @@ def memory(megabytes: float) -> str:
 def several(bench: Bench, **others: Any) -> list[Found]:
     """The same search from many seeds, one after another in one process."""
     calibrate = bench.options.seeds_block == "calibrate"
-    return bench.measure("seeds", calibrate=calibrate, test=True, seed=bench.options.seeds, **others)["searches"]
+    asked = {"calibrate": calibrate, "test": True, "seed": bench.options.seeds, "threads": bench.options.seeds_threads}
+    return bench.measure("seeds", **asked, **others)["searches"]
 
 
 def seeds(bench: Bench) -> Iterator[Table]:
@@ -111,7 +116,8 @@ def seeds(bench: Bench) -> Iterator[Table]:
     error = f"{100 * stdev(differences) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else "-"
     yield Table(
         "The race against exact scores",
-        f"{len(pairs)} search seeds, {bench.options.seeds_block}. On the test images the race's best is "
+        f"{len(pairs)} search seeds, {bench.options.seeds_block}, {bench.options.seeds_threads} thread(s). On the test "
+        "images the race's best is "
         f"{100 * fmean(differences):+.2f} points from that of exact scores on average (standard error {error} points), "
         f"for {share:.0%} of the images.",
         ["seed", "test, hfmega", "test, --exact", "points", "images, hfmega", "images, --exact", "share"],

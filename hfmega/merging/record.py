@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from hfmega import __version__, phases
 from hfmega.evaluation.answers import Answers, answers, compare
@@ -87,7 +86,7 @@ def report(
         recipe=chosen.recipe,
         settings=recorded(job.settings),
         data=data_entry(job),
-        environment=environment(evaluator.state, packages(job.spec)),
+        environment=environment(job),
         references=tuple(references),
         candidates=chosen.candidates,
         result=replace(result, per_class=per_class, disagreements=disagreements),
@@ -187,11 +186,13 @@ def data_entry(job: Job) -> DataEntry:
     return DataEntry(job.dataset.id, job.dataset.revision, splits)
 
 
-def environment(state: PartialState, library: Sequence[str]) -> dict[str, Any]:
+def environment(job: Job) -> dict[str, Any]:
     """Versions, device, processes and threads: what the last bits of a forward pass may depend on.
 
-    flavor: of the job of the Hub that made the merge; not there for one that was made elsewhere.
+    ranks: what the estimates of a race were computed in; flavor: of the job of the Hub that made the merge. Neither is
+    there for a merge without one.
     """
+    state, library, raced = job.evaluator.state, packages(job.spec), job.settings.searches and not job.settings.exact
     recorded_packages = ("torch", *library, "numpy", "safetensors", "huggingface_hub", "datasets", "accelerate")
     return {
         "python": platform.python_version(),
@@ -200,5 +201,6 @@ def environment(state: PartialState, library: Sequence[str]) -> dict[str, Any]:
         "device": state.device.type,
         "num_processes": state.num_processes,
         "threads": torch.get_num_threads(),
+        **({"ranks": job.evaluator.network.rough} if raced else {}),
         **({"flavor": os.environ[FLAVOR]} if FLAVOR in os.environ else {}),
     }
