@@ -21,6 +21,7 @@ PAIR: Final = ("resnet8-s44", "resnet8-s48")
 POPULATIONS: Final = (20, 50, 100, 200)
 ARCHITECTURES: Final = ("resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
 WORKERS: Final = (1, 2, 4, 8, 16, 32, 64)
+TRIED: Final = Path(__file__).with_name("tried.md")  # written by hand
 WIDEST: Final = 7  # columns of a terminal's table; a wider one is turned
 
 
@@ -34,7 +35,7 @@ def page(tables: list[Table], options: argparse.Namespace) -> str:
         "first population as state dicts, with the paper's operators; `DataLoader` gives them float images from "
         "memory in batches of 256, and `update_bn` re-estimates their statistics on the calibration images.\n"
     )
-    return head + "".join(map(markdown, tables))
+    return head + "".join(map(markdown, tables)) + f"\n{TRIED.read_text(encoding='utf-8')}"
 
 
 def markdown(table: Table) -> str:
