@@ -35,7 +35,10 @@ def page(tables: list[Table], options: argparse.Namespace) -> str:
         "first population as state dicts, with the paper's operators; `DataLoader` gives them float images from "
         "memory in batches of 256, and `update_bn` re-estimates their statistics on the calibration images.\n"
     )
-    return head + "".join(map(markdown, tables)) + f"\n{TRIED.read_text(encoding='utf-8')}"
+    earlier = (
+        f"\nWhat {options.before_name} measured and nobody since: [earlier.md](earlier.md).\n" if options.before else ""
+    )
+    return head + "".join(map(markdown, tables)) + f"\n{TRIED.read_text(encoding='utf-8')}{earlier}"
 
 
 def markdown(table: Table) -> str:

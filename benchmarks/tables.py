@@ -1,5 +1,6 @@
 """The tables of `make bench`: what is measured for each, and what is said of it."""
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
@@ -103,14 +104,30 @@ def memory(megabytes: float) -> str:
 
 def several(bench: Bench, **others: Any) -> list[Found]:
     """The same search from many seeds, one after another in one process."""
-    calibrate = bench.options.seeds_block == "calibrate"
-    asked = {"calibrate": calibrate, "test": True, "seed": bench.options.seeds, "threads": bench.options.seeds_threads}
-    return bench.measure("seeds", **asked, **others)["searches"]
+    found: list[Found] = bench.measure("seeds", **asked_of_seeds(bench), **others)["searches"]
+    return found
+
+
+def asked_of_seeds(bench: Bench) -> Found:
+    options = bench.options
+    calibrate = options.seeds_block == "calibrate"
+    return {"calibrate": calibrate, "test": True, "seed": options.seeds, "threads": options.seeds_threads}
+
+
+def exact_before(bench: Bench) -> tuple[list[Found], int] | None:
+    """The searches with exact scores of the earlier commit, and their threads: what they find is no matter of speed."""
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        if found := bench.earlier("seeds", **{**asked_of_seeds(bench), "threads": threads}, way="exact"):
+            return found["searches"], threads
+    return None
 
 
 def seeds(bench: Bench) -> Iterator[Table]:
     """Whether a race costs accuracy: the same searches with and without."""
-    pairs = list(zip(several(bench, way="default"), several(bench, way="exact"), strict=True))
+    known = exact_before(bench)
+    scored = known[0] if known else several(bench, way="exact")
+    whence = f" Exact scores are those of {bench.options.before_name}, {known[1]} thread(s)." if known else ""
+    pairs = list(zip(several(bench, way="default"), scored, strict=True))
     differences = [race["test"] - exact["test"] for race, exact in pairs]
     share = sum(race["images"] for race, _ in pairs) / sum(exact["images"] for _, exact in pairs)
     error = f"{100 * stdev(differences) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else "-"
@@ -119,7 +136,7 @@ def seeds(bench: Bench) -> Iterator[Table]:
         f"{len(pairs)} search seeds, {bench.options.seeds_block}, {bench.options.seeds_threads} thread(s). On the test "
         "images the race's best is "
         f"{100 * fmean(differences):+.2f} points from that of exact scores on average (standard error {error} points), "
-        f"for {share:.0%} of the images.",
+        f"for {share:.0%} of the images.{whence}",
         ["seed", "test, hfmega", "test, --exact", "points", "images, hfmega", "images, --exact", "share"],
         [
             [
