@@ -47,13 +47,14 @@ NAMES: Final = {
 class Clock:
     """Seconds by step: those of a step inside another one count for the inner one alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
         self.seconds: Counter[str] = Counter()
         self.images: Counter[str] = Counter()
-        self.steps, self.since = [REST], time.perf_counter()
+        self.steps, self.since = [REST], now()
 
     def turn(self) -> None:
-        now = time.perf_counter()
+        now = self.now()
         self.seconds[self.steps[-1]] += now - self.since
         self.since = now
 

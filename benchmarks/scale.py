@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--only", type=commas(str), default=["sources", "networks", "sets"])
     words.add_argument("--most", type=int, default=50, help="sources at most")
     words.add_argument("--sets", type=commas(int), default=list(SETS), help="images of the sets")
-    words.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    words.add_argument("--threads", type=int, default=1)
     words.add_argument("-o", "--output", type=Path, default=Path("runs/bench"))
     return words
 
@@ -277,8 +277,8 @@ def run(options: argparse.Namespace, output: Output) -> Path:
     scale = Scale(options, output)
     facts = ", ".join(f"{k} {v}" for k, v in machine().items())
     page = (
-        f"# What grows, and how\n\nOne process with {options.threads} thread(s) for each measurement; {facts}. "
-        "`make scale` measures it. An exponent of 1: twice as much of it costs twice as much.\n"
+        f"# What grows, and how\n\nOne process with {options.threads} thread(s) for each measurement; seconds are "
+        f"those of its CPU; {facts}. `make scale` measures it. An exponent of 1: twice as much costs twice as much.\n"
     )
     for part in options.only:
         page += PARTS[part](scale)
