@@ -30,7 +30,7 @@ def page(tables: list[Table], options: argparse.Namespace) -> str:
     head = (
         f"# What a search costs\n\n{' and '.join(name(s) for s in options.pair)} on {name(options.dataset)}; "
         f"{options.images:,} fitness images, of which 60 % steer the search. One process with {options.threads} "
-        f"thread(s) per row, one after another; {facts}.\n\n"
+        f"thread(s) per row, one after another; {facts}.{options.remark and f' {options.remark}'}\n\n"
         "Plain PyTorch is `benchmarks/plain.py`, PyGAD `benchmarks/torchga.py`. Both start from hfmega's "
         "first population as state dicts, with the paper's operators; `DataLoader` gives them float images from "
         "memory in batches of 256, and `update_bn` re-estimates their statistics on the calibration images.\n"
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--only", type=commas(str), default=list(TABLES), help=f"some of {','.join(TABLES)}")
     words.add_argument("--blocks", type=commas(str), default=list(BLOCKS), help="of the rows")
     words.add_argument("--ways", type=commas(str), default=list(WAYS), help=f"of searching, some of {','.join(WAYS)}")
+    words.add_argument("--remark", default="", help="what else the page says of this measurement")
     words.add_argument("--before", type=Path, help="results.json of an earlier commit: its rows stand beside")
     words.add_argument("--before-name", default="before", help="what that commit is called")
     words.add_argument("--population", type=int, default=20)
