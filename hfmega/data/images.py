@@ -35,6 +35,7 @@ from hfmega.models.views import AT_ONCE, draw
 from hfmega.rng import permutation
 
 UNLABELLED: Final = ("calibration", "distill")  # purposes
+READ_AT_ONCE: Final = 100  # encoded images
 HIDDEN: Final = -1  # the label of images whose label is not published
 
 
@@ -175,8 +176,8 @@ def _labels(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, int]]:
     """Where each row is, and its label."""
     words = {name: number for number, name in enumerate(dataset.classes)}
     for name, inside in _parts(dataset, rows):
-        column = dataset.splits[name].select_columns([dataset.label_column]).with_format(None).select(inside)
-        for row, label in zip(inside, column[dataset.label_column], strict=True):
+        column = dataset.splits[name].select_columns([dataset.label_column]).with_format("arrow").select(inside)
+        for row, label in zip(inside, column[:][dataset.label_column].to_pylist(), strict=True):
             where = f"row {row} of {name} in {dataset.id}"
             number = words.get(label) if isinstance(label, str) else label
             if isinstance(number, float) and number.is_integer():
@@ -192,8 +193,9 @@ def _read(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, bytes, int]]:
     for name, inside in _parts(dataset, rows):
         part = dataset.splits[name].select_columns([dataset.image_column])
         part = part.cast_column(dataset.image_column, datasets.Image(decode=False)).select(inside)
-        for example, (where, label) in zip(part, labels, strict=False):
-            yield where, _content(example[dataset.image_column], where), label
+        for batch in part.with_format("arrow").iter(READ_AT_ONCE):  # row by row takes ten times as long
+            for image, (where, label) in zip(batch[dataset.image_column].to_pylist(), labels, strict=False):
+                yield where, _content(image, where), label
 
 
 def _parts(dataset: Dataset, rows: Rows) -> Iterator[tuple[str, Rows]]:
