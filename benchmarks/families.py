@@ -208,7 +208,7 @@ def draw(rows: Sequence[More], path: Path) -> None:
     height = 0.35 * len(rows) + 1.1
     with matplotlib.style.context("default"):
         figure = style.sheet(style.WIDTH, height)
-        axes = figure.add_axes((0.34, 0.6 / height, 0.58, 0.35 * len(rows) / height))
+        axes = figure.add_axes((0.36, 0.6 / height, 0.57, 0.35 * len(rows) / height))
         for y, row in enumerate(rows):
             colour, marker = style.LOOKS["merged"]
             name = f"{row.kind}: {row.checkpoint}, {row.epochs} epochs, and {row.more_epochs} more"

@@ -6,7 +6,6 @@ Each choice differs from a baseline in one thing. What is on disk is kept, so th
 import argparse
 import csv
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -88,7 +87,7 @@ CHOICES: Final[dict[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Row:
     """One choice on one family. Accuracies are on test; gain, low, high: over the start, paired; share: of the way from
-    the start to the ensemble. confirm_loss: what a choice would be made by. seconds: of the training alone.
+    the start to the ensemble. confirm_loss: what a choice would be made by.
     """
 
     family: str
@@ -101,7 +100,6 @@ class Row:
     low: float
     high: float
     share: float | None
-    seconds: float
 
 
 class Tempered(nn.Module):
@@ -196,9 +194,7 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
     job, start = bench.job, bench.winner if choice.start == "winner" else choice.start
     confirm, test = job.confirm, job.test
     assert confirm is not None
-    started = time.perf_counter()
     network, images = taught(bench, start, choice)
-    seconds = time.perf_counter() - started
     ways = [Recipe((1.0,), calibrate=way) for way in ((False, True) if network.can_calibrate else (False,))]
     recipe = min(ways, key=lambda way: judge(network, way, confirm).mean_loss)
     (before,) = job.evaluator.answers([bench.starts[start]], test)
@@ -215,7 +211,6 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
         low=found.interval[0],
         high=found.interval[1],
         share=found.gain / (top - before.accuracy) if top - before.accuracy > LEAST else None,
-        seconds=round(seconds, 1),
     )
 
 
@@ -308,9 +303,7 @@ def main() -> None:
         for name, choice in wanted(bench, arguments).items():
             if not any((row.family, row.choice) == (family, name) for row in rows):
                 rows.append(measured(bench, name, choice))
-                output.say(
-                    f"{family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f}), {rows[-1].seconds:.0f} s"
-                )
+                output.say(f"{family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f})")
                 write(folder, rows, known, arguments.note)
     write(folder, rows, known, arguments.note)
 

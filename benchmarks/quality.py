@@ -116,7 +116,7 @@ class Branch:
 class Family:
     """Sources that are merged together. base: what they started from; tree: as for `hfmega merge`.
 
-    varied: whether the default is also tried with other settings; unlabelled: the images of a last mile.
+    varied: whether the default is also tried with other settings; unlabelled, last_epochs: of a last mile.
     """
 
     name: str
@@ -126,6 +126,7 @@ class Family:
     tree: str = "pairs"
     varied: bool = False
     unlabelled: str = UNLABELLED
+    last_epochs: int | None = None
 
 
 EIGHT: Final = tuple(f"resnet8-s{seed}" for seed in range(44, 52))
@@ -158,6 +159,7 @@ FAMILIES: Final = (
         "effnet-trunk",
         tree="flat",
         unlabelled=FEW_UNLABELLED,
+        last_epochs=2,
     ),
     Family("done-independent", "independent", KINDS["independent"]),
     Family("done-branches", "one trunk", KINDS["branches"], "trunk"),
@@ -168,6 +170,7 @@ FAMILIES: Final = (
         "effnet-trunk",
         tree="flat",
         unlabelled=FEW_UNLABELLED,
+        last_epochs=2,
     ),
 )
 
@@ -240,7 +243,7 @@ def asked(family: Family, method: str, places: dict[str, str], arguments: argpar
                 confirm_share=how.confirm_share,
                 distill=family.unlabelled if "distill" in how.last else None,
             ),
-            last=last_mile_of(how, arguments),
+            last=last_mile_of(how, family, arguments),
             tree=family.tree,  # type: ignore[arg-type]
             method=how.method,  # type: ignore[arg-type]
             base=base and places[base],
@@ -254,12 +257,14 @@ def asked(family: Family, method: str, places: dict[str, str], arguments: argpar
     ]
 
 
-def last_mile_of(how: Ask, arguments: argparse.Namespace) -> LastMileSettings:
+def last_mile_of(how: Ask, family: Family, arguments: argparse.Namespace) -> LastMileSettings:
     """What a row does after its search."""
     if not how.last:
         return LastMileSettings()
     lessons: dict[str, bool] = dict.fromkeys(how.last, True)
-    return LastMileSettings(**lessons, epochs=arguments.last_epochs, learning_rate=arguments.last_lr)
+    return LastMileSettings(
+        **lessons, epochs=arguments.last_epochs or family.last_epochs, learning_rate=arguments.last_lr
+    )
 
 
 def available(name: str, arguments: argparse.Namespace, output: Output) -> str:
