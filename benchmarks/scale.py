@@ -263,7 +263,9 @@ ABOUT_SOURCES: Final = (
 ABOUT_NETWORKS: Final = (
     f"Weights that were only drawn, images of {SIDE} pixels that were generated. A step is measured on 24 images (32 "
     "for statistics); the last column is that, times the number of images of a large set: it was not run. Memory: the "
-    "peak of a stage over the imports, two sources in their files.\n"
+    "peak of a stage over the imports, two sources in their files; what is beyond one model are the activations of a "
+    "batch (32 images, 128 for statistics), the folded twin of the convolutions, and at the end the weights once more "
+    "with the bytes of their file.\n"
 )
 ABOUT_SETS: Final = (
     f"Sets of {SIDE}-pixel images, generated (blocks of colour, 500 different ones, in one parquet file), as on a "

@@ -116,6 +116,7 @@ def write(path: Path, found: Decoded) -> None:
     """Keep images for later runs, whole or not at all, where there is room for them."""
     said = {"fingerprint": found.fingerprint, "sha256": sha256_of(found.pixels), "remarks": json.dumps(found.remarks)}
     with suppress(OSError, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it since
         if found.pixels.nbytes > min(LIMIT, ROOM * shutil.disk_usage(path.parent).free):
             return
         with tempfile.TemporaryDirectory(dir=path.parent, suffix=TEMPORARY) as folder:

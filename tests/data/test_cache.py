@@ -250,6 +250,22 @@ def test_of_two_at_once_one_decodes_and_both_have_the_images(
     assert len(found) == 3
 
 
+def test_a_folder_that_is_removed_meanwhile_is_made_again(
+    files: list[Path], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = images.decode
+
+    def removing(content: bytes, mode: str) -> Any:
+        shutil.rmtree(place, ignore_errors=True)
+        return decode(content, mode)
+
+    monkeypatch.setattr(images, "decode", removing)
+    assert same(load(files), without_cache(files))
+    assert len(kept_in(place)) == 0  # the last decoding was without a cache, and removed it once more
+    load(files)
+    assert len(kept_in(place)) == 1
+
+
 def test_an_image_that_cannot_be_read_is_refused_as_ever(tmp_path: Path, files: list[Path], place: Path) -> None:
     copies = [Path(shutil.copy(path, tmp_path)) for path in files]
     copies[5].write_bytes(copies[5].read_bytes()[:40])
