@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from hfmega.weights.checkpoint import Checkpoint
 from hfmega.weights.mergeable import open_sources
 from hfmega.weights.relation import relate
 from hfmega.weights.sources import mix
+
+WELL_AHEAD: Final = 0.01  # in accuracy: an ensemble that has something to teach
 
 
 def inspect(settings: MergeSettings, output: Output) -> Inspection:
@@ -159,6 +162,13 @@ def between(share: float, end: int, count: int) -> Recipe:
     return Recipe(tuple(1.0 - share if k == 0 else share if k == end else 0.0 for k in range(count)))
 
 
+def taught(found: Inspection, best: Answers) -> str:
+    """What is left where no blend pays, if the ensemble is well ahead."""
+    if (found.ensemble_accuracy or 0.0) < best.accuracy + WELL_AHEAD:
+        return ""
+    return " With unlabelled images `--distill` may bring one network part of the way there."
+
+
 def advise(found: Inspection, best: Answers) -> str:
     """One sentence: which flags and which gain to expect, or that merging will not pay."""
     if found.relation == "identical":
@@ -171,7 +181,7 @@ def advise(found: Inspection, best: Answers) -> str:
     if seen.gain <= 0:
         return (
             f"Merging will not pay: the best source has {best.accuracy:.4f}, the best network between two of them "
-            f"{seen.accuracy:.4f}; {together}."
+            f"{seen.accuracy:.4f}; {together}.{taught(found, best)}"
         )
     flags = seen.walk.flags(found.statistics)
     how = f"Merge with `{flags}`" if flags else "Merge"

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.commands import run, run_all
 
+from hfmega.merging.inspect import advise
 from hfmega.report.inspection import Walk
 
 
@@ -45,6 +48,16 @@ def test_seeds_are_independent_and_the_barrier_is_measured(tiny_sources: tuple[P
     assert found["barrier"] == pytest.approx(max(end - seen for end, seen in zip(ends, plain, strict=True)))
     for plain_walk, aligned in zip(pair["walks"][:2], pair["walks"][2:], strict=True):  # the ends compute the same
         assert abs(plain_walk["accuracy"][10] - aligned["accuracy"][10]) <= 2 / 900
+
+
+@pytest.mark.parametrize(("ensemble", "taught"), [(0.77, True), (0.755, False)])
+def test_where_no_blend_pays_the_ensemble_may_teach_if_it_is_well_ahead(ensemble: float, taught: bool) -> None:
+    pair = SimpleNamespace(prospect=SimpleNamespace(gain=-0.01, accuracy=0.74))
+    found: Any = SimpleNamespace(relation="independent", pairs=[pair], ensemble_accuracy=ensemble, sources="ab")
+    best: Any = SimpleNamespace(accuracy=0.75)
+    said = advise(found, best)
+    assert said.startswith("Merging will not pay: the best source has 0.7500")
+    assert ("--distill" in said) is taught
 
 
 def test_an_inspection_passes_as_many_images_as_it_says_ahead(
