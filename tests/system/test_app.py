@@ -100,6 +100,13 @@ def choose_sources(page: Any, sources: tuple[Path, Path]) -> None:
     page.wait_for_selector("#facts:has-text('Relation')")
 
 
+def settle(page: Any) -> None:
+    """Wait until what the server adds to a tab has come: no new control for a second."""
+    before = -1
+    while before != (before := page.locator(CONTROLS).count()):
+        page.wait_for_timeout(1000)
+
+
 def generation(page: Any) -> int:
     """The generation that the page shows."""
     page.wait_for_selector("#status dd")
@@ -244,6 +251,7 @@ def test_every_control_is_reached_with_the_keyboard_alone(
         page.get_by_role("tab", name=name).focus()
         page.keyboard.press("Enter")
         page.wait_for_selector(f"[role=tab][aria-selected=true]:has-text('{name}')")
+        settle(page)
         page.evaluate("document.querySelectorAll('[data-reached]').forEach(e => delete e.dataset.reached)")
         page.evaluate("document.activeElement.blur()")
         for _ in range(300):
