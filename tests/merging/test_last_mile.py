@@ -20,7 +20,7 @@ from hfmega.evaluation.checkpoint import predict_checkpoint
 from hfmega.evaluation.network import Network
 from hfmega.hub import pull
 from hfmega.merging import gather, replay, verify
-from hfmega.merging.lesson import symmetric, views_of
+from hfmega.merging.lesson import Teacher, lesson_of, symmetric, views_of
 from hfmega.merging.merge import merge
 from hfmega.models import fit
 from hfmega.models.library import Spec
@@ -228,6 +228,27 @@ def test_mirrored_images_are_shown_where_the_teacher_is_about_as_right_about_the
 
     network: Any = SimpleNamespace(predict=predict)
     assert symmetric(network, [Recipe((1.0,))], split) is shown
+
+
+@pytest.mark.parametrize("views", ["flips", "flips and crops"])
+def test_the_teacher_answers_about_images_as_the_student_sees_them(
+    views: Any, tiny_sources: tuple[Path, Path], digits: Dataset, tmp_path: Path
+) -> None:
+    """In each epoch about what that epoch shows, with the mean probability; labels have their share of it."""
+    checkpoint = pull.pull(str(tiny_sources[0]))
+    images = load_split(digits, rows_of(digits, "train[900:960]"), checkpoint.spec, "distill")
+    sources = mix([checkpoint] * 2, [load_weights(pull.pull(str(source))) for source in tiny_sources])
+    network, recipes = Network(checkpoint.spec, sources, None), (Recipe((1.0, 0.0)), Recipe((0.0, 1.0)))
+    learned = lesson_of(Teacher(network, recipes, tmp_path / "teacher"), images, images, views)
+    schedule = learned.schedule(2, 0.001, 0)
+    for epoch in (0, 1):
+        shown = torch.cat(list(schedule.shows(learned.images, epoch).parts(learned.images)))
+        seen = replace(images, images=shown, labels=torch.zeros(120, dtype=torch.int64), fingerprint=f"epoch {epoch}")
+        wanted = torch.stack([network.predict(recipe, seen).exp() for recipe in recipes]).mean(0)
+        labels = torch.nn.functional.one_hot(images.labels, 10)
+        found = learned.targets(schedule, epoch, 10)
+        assert torch.allclose(found[:60], wanted[:60], atol=1e-6)
+        assert torch.allclose(found[60:], (wanted[60:] + labels) / 2, atol=1e-6)
 
 
 def test_the_command_distills_and_says_what_it_did(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
