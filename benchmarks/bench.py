@@ -101,3 +101,13 @@ def in_own_process(asked: Found) -> Found:
         raise HfmegaError(f"the measurement {json.dumps(asked)} failed with code {done.returncode}.")
     found: Found = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def carry_out(name: str, parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Output], object]) -> None:
+    """Run a benchmark as a command; what stands in its way is a sentence."""
+    output = Output()
+    try:
+        run(parser.parse_args(), output)
+    except HfmegaError as error:
+        output.say(f"{name}: {error}")
+        sys.exit(1)

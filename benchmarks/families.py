@@ -33,15 +33,14 @@ from hfmega.weights.checkpoint import load_weights
 from hfmega.weights.sources import mix
 
 EVENLY: Final = "train[5000:8750]+train[16250:20000]+train[27500:31250]+train[38750:42500]"  # of each quarter as many
+SEEDS: Final = (101, 102, 103, 104)
 KINDS: Final = {
-    "independent": ("r8-101", "r8-102", "r8-103", "r8-104"),
+    "independent": tuple(f"r8-{seed}" for seed in SEEDS),
     "branches": tuple(f"branch-{k}" for k in range(4)),
     "fine-tunes": tuple(f"eff-{k}" for k in range(4)),
 }
-SEEDS: Final = (101, 102, 103, 104)
-FIRST: Final = tuple(f"r8-{seed}-24" for seed in SEEDS)  # the first 24 epochs of r8-SEED
 STEPS: Final = {
-    "independent": ((FIRST[0], "r8-101"), ("r8-101", "more-101")),
+    "independent": (("r8-101-24", "r8-101"), ("r8-101", "more-101")),
     "branches": (("branch-0", "more-branch-0"),),
     "fine-tunes": (("eff-0", "more-eff-0"),),
 }  # a checkpoint, and what it is after more epochs

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from bench import machine
+from bench import carry_out, machine
 from safetensors.torch import load_file, save_file
 from speed import commas
 from verdict import HERE, Kept, markdown
@@ -275,7 +275,7 @@ ABOUT_SETS: Final = (
 PARTS: Final = {"sources": many_tables, "networks": network_tables, "sets": set_tables}
 
 
-def run(options: argparse.Namespace, output: Output) -> Path:
+def run(options: argparse.Namespace, output: Output) -> None:
     scale = Scale(options, output)
     facts = ", ".join(f"{k} {v}" for k, v in machine().items())
     page = (
@@ -285,17 +285,8 @@ def run(options: argparse.Namespace, output: Output) -> Path:
     for part in options.only:
         page += PARTS[part](scale)
         write_atomically(scale.kept.path.with_name("scale.md"), page.encode())
-    return scale.kept.path.with_name("scale.md")
-
-
-def main() -> None:
-    output = Output()
-    try:
-        output.say(f"written: {run(parser().parse_args(), output)}")
-    except HfmegaError as error:
-        output.say(f"scale: {error}")
-        sys.exit(1)
+    output.say(f"written: {scale.kept.path.with_name('scale.md')}")
 
 
 if __name__ == "__main__":
-    main()
+    carry_out("scale", parser(), run)

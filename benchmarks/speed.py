@@ -5,12 +5,11 @@ Every measurement is a process of its own, one after another. What is measured i
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from bench import Bench, Found, in_own_process, machine, name
+from bench import Bench, Found, carry_out, in_own_process, machine, name
 from tables import BLOCKS, TABLES, VARIANTS, WAYS, Table
 
 from hfmega.errors import HfmegaError
@@ -112,14 +111,5 @@ def show(table: Table, output: Output) -> None:
     output.say(table.note)
 
 
-def main() -> None:
-    output = Output()
-    try:
-        run(parser().parse_args(), output)
-    except HfmegaError as error:
-        output.say(f"bench: {error}")
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    carry_out("bench", parser(), run)

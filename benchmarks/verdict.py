@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine, name
+from bench import carry_out, machine, name
 from clocks import IMPORTS, PASSES
 from speed import place
 
-from hfmega.errors import HfmegaError
 from hfmega.folder import write_atomically
 from hfmega.output import Output
 
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
-def run(options: argparse.Namespace, output: Output) -> Path:
+def run(options: argparse.Namespace, output: Output) -> None:
     """Measure what is not measured yet, and write the page."""
     kept = Kept(options.output / "results" / "verdict.json")
     options.pair = [place(source, options, output) for source in options.pair]
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace, output: Output) -> Path:
             columns.append((f"{version}, {time_}" if which == "after" else version, kept.found[key]))
     path = kept.path.with_name("verdict.md")
     write_atomically(path, page(columns, asked, options.threads).encode())
-    return path
+    output.say(f"written: {path}")
 
 
 class Kept:
@@ -91,10 +90,7 @@ def measured(options: argparse.Namespace, folder: Path, anew: bool) -> dict[str,
         "OMP_NUM_THREADS": str(options.threads),
         "HF_DATASETS_CACHE": str(cache.resolve()),
     }
-    ready = (
-        "import sys; from hfmega.data.dataset import open_dataset; open_dataset(sys.argv[1])"  # not what is measured
-    )
-    subprocess.run([sys.executable, "-c", ready, options.dataset], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", READY, options.dataset], env=environment, check=True)
     sources = [str(Path(one).resolve()) if Path(one).is_dir() else one for one in options.pair]
     dataset = str(Path(options.dataset).resolve()) if Path(options.dataset).is_dir() else options.dataset
     asked = {"sources": sources, "dataset": dataset, "flags": options.flags.split(), "began": time.time()}
@@ -143,14 +139,5 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main() -> None:
-    output = Output()
-    try:
-        output.say(f"written: {run(parser().parse_args(), output)}")
-    except HfmegaError as error:
-        output.say(f"verdict: {error}")
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    carry_out("verdict", parser(), run)

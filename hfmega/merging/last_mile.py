@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from torch import Tensor
-
 from hfmega import phases
 from hfmega.data.images import Split, stratified
 from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
 from hfmega.merging.controls import Tried, alone, best_source, judge
-from hfmega.merging.lesson import Lesson, Teacher, lesson_of, scheduled, symmetric, views_of
+from hfmega.merging.lesson import Lesson, State, Teacher, lesson_of, scheduled, symmetric, views_of
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
 from hfmega.merging.teacher import teacher_of
@@ -30,8 +28,6 @@ from hfmega.settings import LastMileSettings
 from hfmega.weights.sources import rebuild
 
 RATES: Final = (0.003, 0.0005)  # young networks need the first, fine-tuned ones the second
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ IMAGES: Final = 45_000  # that a training sees, in whole epochs
 EPOCHS: Final = 10  # at most
 SYMMETRIC: Final = 0.05  # of accuracy: who loses more on mirrored images has classes with a left and a right
 
-
 State = dict[str, Tensor]
 
 

@@ -20,9 +20,7 @@ WRONG = "hf_wrongWordOfSomeone9876543210"
 def hub(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as hub:
         hub.add_user("ann", TOKEN)
-        for number, source in enumerate(tiny_sources, 1):
-            hub.create(f"ann/s{number}", private=True)
-            hub.commit_folder(f"ann/s{number}", source)
+        hub.add_models("ann", tiny_sources, private=True)
         yield hub
 
 

@@ -27,9 +27,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_sources: tuple[Path, Path
     with Hub(tmp_path_factory.mktemp("hub")) as hub:
         hub.add_user("ann", TOKEN)
         hub.add_user("bob", "hf_bob", role="read")
-        for number, source in enumerate(tiny_sources, 1):
-            hub.create(f"ann/s{number}")
-            hub.commit_folder(f"ann/s{number}", source)
+        hub.add_models("ann", tiny_sources)
         yield hub
 
 

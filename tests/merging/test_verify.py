@@ -158,9 +158,7 @@ def test_a_source_that_is_another_is_named(folder: Path, tiny_sources: tuple[Pat
 def hub(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as hub:
         hub.add_user("ann", TOKEN)
-        for number, source in enumerate(tiny_sources, 1):
-            hub.create(f"ann/s{number}")
-            hub.commit_folder(f"ann/s{number}", source)
+        hub.add_models("ann", tiny_sources)
         yield hub
 
 

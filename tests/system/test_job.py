@@ -27,9 +27,7 @@ MERGE = ("merge", "ann/s1", "ann/s2", "--dataset", "digits", "--fitness-split", 
 def hub(tmp_path: Path, tiny_sources: tuple[Path, Path]) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as hub:
         hub.add_user("ann", TOKEN)
-        for number, source in enumerate(tiny_sources, 1):
-            hub.create(f"ann/s{number}")
-            hub.commit_folder(f"ann/s{number}", source)
+        hub.add_models("ann", tiny_sources)
         yield hub
 
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,6 +79,12 @@ class Hub:
         with self._site.store.lock:
             assert not self._site.store.find(kind, repo_id), f"{repo_id} exists already"
             self._site.store.create(kind, repo_id, private, gated)
+
+    def add_models(self, owner: str, folders: Sequence[Path], private: bool = False) -> None:
+        """Publish folders as OWNER/s1, OWNER/s2 and so on."""
+        for number, folder in enumerate(folders, 1):
+            self.create(f"{owner}/s{number}", private=private)
+            self.commit_folder(f"{owner}/s{number}", folder)
 
     def commit_folder(self, repo_id: str, folder: Path, kind: str = "model", message: str = "Upload") -> str:
         """Add all files of a folder to main without a client; returns the id of the commit."""
