@@ -212,6 +212,18 @@ def test_calibration_passes_are_counted(digits: Dataset) -> None:
     assert evaluator.network.images_seen == CALIBRATION + 200
 
 
+def test_statistics_of_a_recipe_that_was_judged_are_not_re_estimated_again(digits: Dataset) -> None:
+    given, recipe = config(8), uniform_average(2, calibrate=True)
+    evaluator, unseen = evaluator_on(digits, given), images_of(digits, given)
+    evaluator.answers([recipe], unseen)
+    seen = evaluator.network.images_seen
+    statistics = evaluator.network.statistics(recipe)
+    assert evaluator.network.images_seen == seen
+    fresh = evaluator_on(digits, given).network.statistics(recipe)
+    assert all(torch.equal(statistics[name], fresh[name]) for name in fresh)
+    assert fresh.keys() == statistics.keys() != set()
+
+
 def test_a_remembered_score_is_not_computed(digits: Dataset) -> None:
     given = config(8)
     evaluator, unseen, known = evaluator_on(digits, given), images_of(digits, given), Score(199, 200, 0.25)

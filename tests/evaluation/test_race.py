@@ -148,6 +148,16 @@ def test_what_only_ranks_is_computed_in_half_precision_with_a_part_of_the_calibr
     assert score_of(whole.network.look(first, batches(range(300), 32)), exact=False) == fine[estimates[0]]
 
 
+def test_an_estimate_is_scored_in_half_precision_without_statistics_too(
+    tiny_sources: tuple[Path, Path], digits: Dataset, images: Split
+) -> None:
+    network, parts = rough_evaluator(tiny_sources, digits, torch.bfloat16).network, batches(range(300), 32)
+    network.load(Recipe((0.5, 0.5)))
+    rough, fine = network.estimate(images, parts), network.look(images, parts)
+    assert rough.mean_loss != fine.mean_loss
+    assert rough.mean_loss == pytest.approx(fine.mean_loss, rel=0.05)
+
+
 def test_a_device_without_instructions_for_it_estimates_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     for known, found in (({"avx512_f": True, "avx512_bf16": False}, "float32"), ({"amx_bf16": True}, "bfloat16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)

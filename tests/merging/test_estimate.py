@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.commands import run
@@ -16,7 +18,7 @@ from hfmega.merging import estimate
 from hfmega.merging.merge import carry_out
 from hfmega.merging.prepare import prepare
 from hfmega.output import Output
-from hfmega.settings import PRESETS, MergeSettings, SplitRequest
+from hfmega.settings import PRESETS, LastMileSettings, MergeSettings, SplitRequest
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,16 @@ def test_the_last_mile_and_its_controls_are_counted(tiny_sources: tuple[Path, Pa
     few, many = (run("merge", *tiny_sources, *flags, "--last-epochs", n, "--last-lr", 0.003).json for n in (10, 40))
     assert 0 < few["last_mile_seconds"] < few["seconds"]
     assert many["last_mile_seconds"] > 1.5 * few["last_mile_seconds"]
+
+
+def test_a_teacher_is_asked_in_every_epoch_of_a_last_mile(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both sources, and the start that teaches itself; a lesson of labels asks nobody."""
+    rows: Any = SimpleNamespace(rows={p: range(100) for p in ("distill", "search", "confirm", "calibration", "test")})
+
+    def passed(epochs: int, **lesson: bool) -> int:
+        last = LastMileSettings(**lesson, epochs=epochs, learning_rate=0.001)
+        asked = replace(settings(tiny_sources, tmp_path), last=last)
+        return estimate.last_mile_images(asked, len(tiny_sources), rows)[1]
+
+    assert passed(3, distill=True) - passed(1, distill=True) == (2 + 1) * 100 * 2
+    assert passed(3, fine_tune=True) == passed(1, fine_tune=True)

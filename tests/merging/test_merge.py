@@ -61,6 +61,17 @@ def test_the_folder_holds_weights_config_card_lineage_and_figures(merged: tuple[
     assert not any(name.endswith(".tmp") or "progress" in name for name in files)
 
 
+def test_a_merge_in_a_job_of_the_hub_says_where_it_ran(
+    merged: tuple[Path, Lineage], tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFMEGA_FLAVOR", "l4x4")
+    made = run(tiny_sources, tmp_path / "out", method="average")
+    assert made.environment["flavor"] == "l4x4"
+    assert "in a job of the Hub on `l4x4`" in (tmp_path / "out" / "README.md").read_text()
+    assert "flavor" not in merged[1].environment
+    assert "in a job of the Hub" not in (merged[0] / "README.md").read_text()
+
+
 def test_keys_dtypes_and_shapes_are_those_of_the_sources(
     merged: tuple[Path, Lineage], tiny_sources: tuple[Path, Path]
 ) -> None:
