@@ -275,7 +275,7 @@ ABOUT_SETS: Final = (
 PARTS: Final = {"sources": many_tables, "networks": network_tables, "sets": set_tables}
 
 
-def run(options: argparse.Namespace, output: Output) -> None:
+def run(options: argparse.Namespace, output: Output) -> Path:
     scale = Scale(options, output)
     facts = ", ".join(f"{k} {v}" for k, v in machine().items())
     page = (
@@ -285,7 +285,9 @@ def run(options: argparse.Namespace, output: Output) -> None:
     for part in options.only:
         page += PARTS[part](scale)
         write_atomically(scale.kept.path.with_name("scale.md"), page.encode())
-    output.say(f"written: {scale.kept.path.with_name('scale.md')}")
+    written = scale.kept.path.with_name("scale.md")
+    output.say(f"written: {written}")
+    return written
 
 
 if __name__ == "__main__":

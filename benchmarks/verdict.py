@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
-def run(options: argparse.Namespace, output: Output) -> None:
+def run(options: argparse.Namespace, output: Output) -> Path:
     """Measure what is not measured yet, and write the page."""
     kept = Kept(options.output / "results" / "verdict.json")
     options.pair = [place(source, options, output) for source in options.pair]
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace, output: Output) -> None:
     path = kept.path.with_name("verdict.md")
     write_atomically(path, page(columns, asked, options.threads).encode())
     output.say(f"written: {path}")
+    return path
 
 
 class Kept:
