@@ -299,8 +299,8 @@ def family_rows(family: Family, arguments: argparse.Namespace, output: Output) -
     methods = [method for method in methods_of(family) if method in (arguments.methods or methods_of(family))]
     wanted = {method: asked(family, method, places, arguments) for method in dict.fromkeys([DEFAULT_ROW, *methods])}
     if arguments.finished:
-        on_disk = {m: all((one.output / LINEAGE).is_file() for one in several) for m, several in wanted.items()}
-        wanted = {method: several for method, several in wanted.items() if on_disk[method]}
+        wanted = {m: [one for one in several if (one.output / LINEAGE).is_file()] for m, several in wanted.items()}
+        wanted = {method: several for method, several in wanted.items() if several}
     alike = defaultdict[tuple[Any, ...], list[MergeSettings]](list)  # one after the other: these are prepared once
     for one in (one for several in wanted.values() for one in several):
         alike[one.base, one.align, one.splits].append(one)
@@ -545,7 +545,7 @@ def main() -> None:
     parser.add_argument("--last-epochs", type=int, help="of every last mile")
     parser.add_argument("--last-lr", type=float, help="of every last mile")
     parser.add_argument("--partial", action="store_true", help="merge what there is of a family")
-    parser.add_argument("--finished", action="store_true", help="only rows whose merges are all on disk")
+    parser.add_argument("--finished", action="store_true", help="only merges that are on disk")
     parser.add_argument("--earlier", type=Path, help="quality.json of an earlier version: shown for what is not run")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
