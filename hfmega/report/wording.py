@@ -216,17 +216,16 @@ def compared(gain: Gain) -> str:
 
 
 def credit(lineage: Lineage) -> str | None:
-    """How much of the gain comes from the other sources, if there were controls."""
+    """What the best source alone reaches with the same budget, if there were controls, and what is left of a gain."""
     controls = [control for control in lineage.controls if control.name not in (FROM_BEST_SOURCE, SELF_TAUGHT)]
     taught = beside_last_mile(lineage)
     if not controls:
         return taught
-    alone = controls[0]
-    reached = " and ".join(
-        f"{points(c.remainder, 1)} remain against the {c.name} ({percent(c.accuracy)})" for c in controls
-    )
-    gain = points(lineage.result.accuracy - alone.start, 1)
-    left = f"Of the gain of {gain} points over {alone.source}, {reached}: these come from the other sources."
+    reached = ", the ".join(f"{c.name} reaches {percent(c.accuracy)}" for c in controls)
+    left = f"With the same images and budget, the {reached}."
+    if lineage.result.verdict == "better" and all(c.remainder > 0 for c in controls):
+        least = points(min(c.remainder for c in controls), 1)
+        left += f" At least {least} points come from the other sources."
     return " ".join(filter(None, [taught, left]))
 
 

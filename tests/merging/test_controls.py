@@ -35,7 +35,12 @@ def test_both_controls_stand_in_json_lineage_and_card(merged: tuple[Path, dict[s
     assert lineage["controls"] == found["controls"]
     card = (folder / "README.md").read_text()
     assert "## Controls" in card
-    assert "come from the other sources" in card
+    assert all(
+        f"{control['name']} reaches {control['accuracy']:.1%}".replace("%", " %") in card
+        for control in lineage["controls"]
+    )
+    gained = found["verdict"] == "better" and all(control["remainder"] > 0 for control in lineage["controls"])
+    assert ("points come from the other sources" in card) == gained
     assert "--control" in card
 
 

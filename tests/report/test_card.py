@@ -258,6 +258,24 @@ def test_the_second_gain_is_over_plain_averaging() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verdict", "left", "credit"),
+    [
+        ("better", 0.004, " At least +0.4 points come from the other sources."),
+        ("better", -0.004, ""),
+        ("no difference shown", 0.004, ""),
+    ],
+)
+def test_a_gain_is_credited_to_the_sources_only_where_it_is_shown(verdict: Any, left: float, credit: str) -> None:
+    control = Control("fine-tuning of the best source", "ann/a", 0.761, (0.75, 0.77), 0.76, 0.0, left, (0, 0), 0.1, 9)
+    made = lineage()
+    made = replace(made, controls=(control,), result=replace(made.result, verdict=verdict))
+    said = wording.verdict(made)
+    assert said.endswith(
+        f"With the same images and budget, the fine-tuning of the best source reaches 76.1 %.{credit}"
+    ), said
+
+
+@pytest.mark.parametrize(
     ("verdict", "gain", "interval", "p_value", "opening", "words"),
     [
         ("no difference shown", 0.001, (-0.004, 0.006), 0.71, "No difference shown to the best", "+0.1 points"),
