@@ -15,7 +15,7 @@ from hfmega.errors import HfmegaError, SourceError
 from hfmega.evaluation.answers import Answers, answers
 from hfmega.evaluation.precision import Precision, computing, dtype_of, rough_precision
 from hfmega.evaluation.statistics import Statistics, average
-from hfmega.models.fold import fold
+from hfmega.models.graph.fold import fold
 from hfmega.models.library import Spec, buffers_of, build, normalizer, state_of
 from hfmega.search.recipe import Recipe, source_alone
 from hfmega.weights.sources import Sources

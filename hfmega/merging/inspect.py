@@ -19,8 +19,8 @@ from hfmega.evaluation.processes import processes
 from hfmega.hub import pull
 from hfmega.merging.gather import distinct
 from hfmega.merging.prepare import choose_dataset, columns_of
+from hfmega.models.graph.trace import spaces_of
 from hfmega.models.library import has_statistics, normalizer
-from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report.inspection import POINTS, Inspection, Pair, Prospect, SourceReport, Walk
 from hfmega.search.recipe import Recipe, source_alone

@@ -41,7 +41,7 @@ def is_native(document: Mapping[str, Any]) -> bool:
 
 # Who is asked first stands first; who takes a config that nobody knows says what is wrong with it.
 LIBRARIES: Final = {
-    "transformers": Home("hfmega.models.transformers_library", is_native, extra="transformers"),
+    "transformers": Home("hfmega.models.transformers.library", is_native, extra="transformers"),
     "timm": Home("hfmega.models.timm_library", lambda _: False),
 }
 

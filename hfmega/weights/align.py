@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from hfmega.errors import SourceError, step
-from hfmega.models.channels import Axis, Permutations, Space, Spaces
+from hfmega.models.graph.channels import Axis, Permutations, Space, Spaces
+from hfmega.models.graph.trace import spaces_of, state_names, trace
 from hfmega.models.library import Spec
-from hfmega.models.trace import spaces_of, state_names, trace
 from hfmega.rng import permutation
 from hfmega.weights.permute import blocks, permute, turn
 from hfmega.weights.tensors import read_tensors

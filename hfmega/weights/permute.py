@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfmega.errors import SourceError
-from hfmega.models.channels import Axis, Permutations, Space, Spaces
+from hfmega.models.graph.channels import Axis, Permutations, Space, Spaces
 from hfmega.rng import permutation
 
 

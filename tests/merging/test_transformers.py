@@ -25,7 +25,8 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfmega.folder import PREPROCESSOR
-from hfmega.models import library, transformers_library
+from hfmega.models import library
+from hfmega.models.transformers import library as transformers_library
 from hfmega.weights.checkpoint import from_folder, load_weights, save_weights
 
 TOKEN = "hf_ann"

@@ -17,7 +17,7 @@ from hfmega.weights.checkpoint import save_weights
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if transformers were not installed."""
     for name in list(sys.modules):
-        if name.split(".")[0] == "transformers" or name.startswith("hfmega.models.transformers_"):
+        if name.split(".")[0] == "transformers" or name.startswith("hfmega.models.transformers"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
 

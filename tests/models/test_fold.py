@@ -9,7 +9,7 @@ import torch
 from support.specs import spec
 from torch import Tensor, nn
 
-from hfmega.models.fold import fold, pairs_of
+from hfmega.models.graph.fold import fold, pairs_of
 from hfmega.models.library import build
 
 

@@ -20,7 +20,7 @@ from support.families import FAMILIES, SIDE, edit, model_of, rename, write
 
 from hfmega.errors import SourceError
 from hfmega.models import library
-from hfmega.models.trace import spaces_of
+from hfmega.models.graph.trace import spaces_of
 from hfmega.weights import align
 from hfmega.weights.checkpoint import Checkpoint, from_folder, load_each, load_weights, save_weights
 from hfmega.weights.mergeable import check_mergeable
@@ -91,7 +91,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 def test_pixels_are_those_of_the_official_processor(kind: str) -> None:
     import transformers
 
-    from hfmega.models.transformers_images import Processor
+    from hfmega.models.transformers.images import Processor
 
     official = getattr(transformers, f"{kind.split()[0]}ImageProcessor")(**OFFICIAL[kind])
     ours = Processor(json.loads(official.to_json_string()), "vit", "RGB", "here")

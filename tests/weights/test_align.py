@@ -12,8 +12,8 @@ from torch import Tensor
 from hfmega.errors import HfmegaError
 from hfmega.folder import RECIPE
 from hfmega.hub.pull import pull
+from hfmega.models.graph.trace import spaces_of
 from hfmega.models.library import Spec, build
-from hfmega.models.trace import spaces_of
 from hfmega.weights import align
 from hfmega.weights.checkpoint import load_weights, save_weights
 from hfmega.weights.permute import permute, random_permutations

@@ -25,8 +25,8 @@ from hfmega.errors import HfmegaError
 from hfmega.merging.merge import merge
 from hfmega.merging.replay import read_evidence, replay
 from hfmega.models.fit import resume
+from hfmega.models.graph.trace import spaces_of
 from hfmega.models.library import build, sizes
-from hfmega.models.trace import spaces_of
 from hfmega.output import Output
 from hfmega.report import lineage
 from hfmega.search.recipe import Recipe, Static

@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from torch import fx
 
-from hfmega.models.channels import Channels, Spaces, Weight
-from hfmega.models.graph import arguments, operation, shape
-from hfmega.models.heads import Heads
+from hfmega.models.graph.channels import Channels, Spaces, Weight
+from hfmega.models.graph.heads import Heads
+from hfmega.models.graph.nodes import arguments, operation, shape
 from hfmega.models.library import Spec, build
 
 

@@ -16,8 +16,8 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from hfmega.errors import HfmegaError, SourceError
 from hfmega.folder import PREPROCESSOR as FILE
 from hfmega.models.preprocessing import Preprocessing
-from hfmega.models.transformers_config import bound, nested
-from hfmega.models.transformers_quiet import first_line
+from hfmega.models.transformers.config import bound, nested
+from hfmega.models.transformers.quiet import first_line
 
 SIDE: Final = 4096  # pixels
 GREYS: Final = (0, 100, 255)

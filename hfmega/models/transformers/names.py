@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfmega.errors import SourceError
-from hfmega.models.transformers_quiet import first_line, quiet
+from hfmega.models.transformers.quiet import first_line, quiet
 
 COUNTER: Final = ".num_batches_tracked"  # which older writers left out, and nothing reads
 FIRST: Final = 2  # the number of the first tensor: 0 and 1 are what a loader fills with by itself

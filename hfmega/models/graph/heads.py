@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from hfmega.models.channels import Channels, Groups, Weight
-from hfmega.models.graph import arguments, layer_name, shape
+from hfmega.models.graph.channels import Channels, Groups, Weight
+from hfmega.models.graph.nodes import arguments, layer_name, shape
 
 
 @dataclass

@@ -20,10 +20,10 @@ from hfmega.folder import PREPROCESSOR as FILE
 from hfmega.models import config as files
 from hfmega.models.library import CardFacts, Spec, record_of
 from hfmega.models.names import Names, shapes_in, to_first_number
-from hfmega.models.transformers_config import checked, labels_of
-from hfmega.models.transformers_images import Processor
-from hfmega.models.transformers_names import mapped, numbered
-from hfmega.models.transformers_quiet import first_line, quiet
+from hfmega.models.transformers.config import checked, labels_of
+from hfmega.models.transformers.images import Processor
+from hfmega.models.transformers.names import mapped, numbered
+from hfmega.models.transformers.quiet import first_line, quiet
 
 NAME: Final = "transformers"
 PACKAGES: Final = ("transformers", "torchvision")  # the resize is torchvision's

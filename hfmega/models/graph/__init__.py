@@ -1,0 +1,1 @@
+"""What is inside a network: its exported graph, the channels that move together, what can be folded."""

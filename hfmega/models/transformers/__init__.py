@@ -1,0 +1,1 @@
+"""The library transformers: its image classifiers, their configs, tensors and image processors."""
