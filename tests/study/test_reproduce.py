@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 
-from hfmega.data.dataset import open_dataset
+from hfmega.data.dataset import digits, open_dataset
 from hfmega.errors import HfmegaError
 from hfmega.evaluation.checkpoint import evaluate_checkpoint
 from hfmega.hub import pull
@@ -238,17 +238,27 @@ def test_an_estimate_is_images_over_rates(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of 160 digits to train and to hold out, and 60 to test."""
+    folder = tmp_path_factory.mktemp("few-digits")
+    for split, count in (("train", 160), ("test", 60)):
+        digits()[split].select(range(count)).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("network", ["resnet56_cifar", "resnet110_cifar", "resnet152_cifar", "xception", "densenet121",
                                      "densenet169"])  # fmt: skip
-def test_every_network_of_the_paper_trains_and_merges(network: str, tmp_path: Path) -> None:
+def test_every_network_of_the_paper_trains_and_merges(network: str, few_digits: str, tmp_path: Path) -> None:
     asked = settings(
         tmp_path,
+        dataset=few_digits,
         table="table1",
         networks=(network,),
         seeds=(56, 57),
         protocols=("honest",),
-        train_split="train[1000:]",
+        train_split="train[80:]",
         searches=1,
         population=3,
         fitness_images=40,
@@ -258,7 +268,7 @@ def test_every_network_of_the_paper_trains_and_merges(network: str, tmp_path: Pa
     (row,) = json.loads((tmp_path / "results/table1.json").read_text())
     printed = paper.TABLE1[paper.ALIASES.get(network, network)]
     assert (row["paper_best_source"], row["paper_merged"]) == (max(printed.sources), printed.merged)
-    assert (row["epochs"], row["seeds"], row["test_images"], row["fitness_images"]) == (1, [56, 57], 500, 40)
+    assert (row["epochs"], row["seeds"], row["test_images"], row["fitness_images"]) == (1, [56, 57], 60, 40)
     config = pull.pull(str(run.folders[0])).spec.config
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert len(run.merges[0].nodes[0].history) == 2
