@@ -111,7 +111,7 @@ def row(run: Run, table: str) -> Row:
         paper_merged=printed.merged if printed else None,
         best_source=best["source"],
         best_source_calibrated=best.get("calibrated source"),
-        uniform_average=best["average"],
+        uniform_average=max(r.accuracy for r in first.references if r.name.startswith("uniform average")),
         ensemble=best["ensemble"],
         merged=fmean(accuracies),
         deviation=deviation(accuracies),

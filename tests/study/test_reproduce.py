@@ -118,6 +118,15 @@ def test_a_row_is_what_its_lineages_say(study: tuple[ReproduceSettings, list[Run
         assert (row.test_images, row.fitness_images, row.seeds, row.epochs) == (500, 100, (1, 2, 3), 1)
 
 
+def test_the_uniform_average_of_a_row_is_never_the_soup(study: tuple[ReproduceSettings, list[Run]]) -> None:
+    run = study[1][0]
+    first = run.merges[0]
+    averages = [one for one in first.references if one.name.startswith("uniform average")]
+    soup = replace(averages[0], name="greedy soup", accuracy=1.0)
+    souped = replace(run, merges=(replace(first, references=(*first.references, soup)), *run.merges[1:]))
+    assert results.row(souped, "table2").uniform_average == max(one.accuracy for one in averages)
+
+
 def test_the_three_files_of_a_table_agree(study: tuple[ReproduceSettings, list[Run]]) -> None:
     folder = study[0].output / "results"
     rows = json.loads((folder / "table2.json").read_text())
