@@ -108,9 +108,7 @@ class Evaluator:
         self._learn_statistics(unknown)
         found = self._said(self.network.answers, unknown, split, self._statistics(unknown), step="{} of {}")
         for recipe, parts in zip(unknown, found, strict=True):
-            self._answers[recipe, split.fingerprint] = judged = pool(*parts)
-            if self.network.in_float32:
-                self._scores.setdefault((recipe, split.fingerprint), score_of(judged))
+            self._learn(recipe, split, pool(*parts))
         return [self._answers[recipe, split.fingerprint] for recipe in recipes]
 
     def ensemble(self, recipes: Sequence[Recipe], split: Split) -> Answers:
@@ -126,12 +124,24 @@ class Evaluator:
         total = None
         for number, recipe in enumerate(recipes, 1):  # one after another: together they may be larger than memory
             phases.step(f"ensemble {number} of {len(recipes)}")
-            (parts,) = self._said(self.network.log_probabilities, [recipe], split, self._statistics([recipe]))
-            found = torch.cat(parts)
-            self._answers[recipe, split.fingerprint] = answers(found, split.labels)
+            found = self.log_probabilities(recipe, split)
             total = found if total is None else torch.logaddexp(total, found)
         assert total is not None
         return total - math.log(len(recipes))
+
+    def log_probabilities(self, recipe: Recipe, split: Split) -> Tensor:
+        """What a recipe says of each image, float32 [images, classes], on the CPU; its answers are known afterwards."""
+        self._learn_statistics([recipe])
+        (parts,) = self._said(self.network.log_probabilities, [recipe], split, self._statistics([recipe]))
+        found = torch.cat(parts)
+        self._learn(recipe, split, answers(found, split.labels))
+        return found
+
+    def _learn(self, recipe: Recipe, split: Split, judged: Answers) -> None:
+        """Know the answers of a recipe, and its score unless a search is told those of another precision."""
+        self._answers[recipe, split.fingerprint] = judged
+        if self.network.in_float32:
+            self._scores.setdefault((recipe, split.fingerprint), score_of(judged))
 
     def _said(
         self,

@@ -5,7 +5,16 @@ import pytest
 import torch
 from scipy import stats
 
-from hfmega.evaluation.answers import Answers, Comparison, answers, clearly_lower_loss, compare, pool, wilson
+from hfmega.evaluation.answers import (
+    Answers,
+    Comparison,
+    answers,
+    clearly_lower_loss,
+    compare,
+    pool,
+    tempered_loss,
+    wilson,
+)
 
 
 def judged(correct: list[int] | np.ndarray, loss: list[float] | np.ndarray | None = None) -> Answers:
@@ -129,3 +138,13 @@ def test_a_failed_standing_loses_to_a_challenger_that_has_not_failed() -> None:
     failed = judged([0, 1, 1], [float("inf"), 0.1, 0.1])
     assert clearly_lower_loss(judged([1, 1, 1], [0.1, 0.2, 0.3]), failed)
     assert not clearly_lower_loss(failed, failed)
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.4, 9.0])
+def test_the_tempered_loss_is_what_a_network_knows_and_not_how_sure_it_is(margin: float) -> None:
+    logits = torch.tensor([margin] * 80 + [-margin] * 20)
+    said = torch.stack([logits, torch.zeros(100)], dim=1).log_softmax(dim=1)
+    labels = torch.zeros(100, dtype=torch.int64)
+    assert tempered_loss(said, labels) == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2), abs=1e-3)
+    assert tempered_loss(said, torch.eye(2)[labels]) == pytest.approx(tempered_loss(said, labels))
+    assert tempered_loss(torch.full((3, 2), torch.nan), labels[:3]) == np.inf

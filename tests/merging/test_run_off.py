@@ -195,29 +195,52 @@ def test_a_calibrated_run_off_has_the_sources_as_they_are_too() -> None:
     assert chosen.recipe.calibrate is False
 
 
+def sure(right: int, margin: float) -> Tensor:
+    """Two-class answers of which so many are right, each with this margin between its two logits."""
+    logits = torch.where(torch.arange(IMAGES) < right, margin, -margin)
+    return torch.stack([logits, torch.zeros(IMAGES)], dim=1).log_softmax(dim=1)
+
+
+@dataclass
+class Asked:
+    """An evaluator that knows what each recipe says."""
+
+    said: dict[Recipe, Tensor]
+    can_calibrate: bool = True
+
+    @property
+    def network(self) -> Any:
+        return self
+
+    def log_probabilities(self, recipe: Recipe, _: Split) -> Tensor:
+        return self.said[recipe]
+
+
 @pytest.mark.parametrize(
     ("calibrated", "plain", "pays"),
     [
-        ((0.5, 0.9, 0.9), (0.9, 0.6, 0.9), True),
-        ((0.7, 0.7, 0.7), (0.9, 0.6, 0.9), False),
-        ((0.6, 0.7, 0.7), (0.6, 0.7, 0.7), False),
-        ((float("inf"),) * 3, (0.6, 0.7, 0.7), False),
+        (((60, 1.0), (90, 1.0), (60, 1.0)), ((60, 1.0), (80, 1.0), (60, 1.0)), True),
+        (((60, 1.0), (80, 1.0), (60, 1.0)), ((60, 1.0), (90, 1.0), (60, 1.0)), False),
+        (((90, 6.0), (60, 1.0), (60, 1.0)), ((80, 1.4), (60, 1.0), (60, 1.0)), True),  # right more often, but too sure
+        (((80, 1.4), (60, 1.0), (60, 1.0)), ((90, 6.0), (60, 1.0), (60, 1.0)), False),
+        (((80, 1.0),) * 3, ((80, 1.0),) * 3, False),
+        (((80, float("nan")),) * 3, ((60, 1.0),) * 3, False),
     ],
 )
-def test_calibration_pays_when_it_lowers_the_lowest_loss(
-    calibrated: tuple[float, ...], plain: tuple[float, ...], pays: bool
+def test_calibration_pays_when_it_lowers_the_lowest_loss_however_sure_a_network_is(
+    calibrated: tuple[tuple[int, float], ...], plain: tuple[tuple[int, float], ...], pays: bool
 ) -> None:
-    losses = {
-        recipe: (loss, loss)
+    said = {
+        recipe: sure(right * IMAGES // 100, margin)
         for calibrate, found in ((True, calibrated), (False, plain))
-        for recipe, loss in zip(plain_recipes(MEMBERS, calibrate).values(), found, strict=True)
+        for recipe, (right, margin) in zip(plain_recipes(MEMBERS, calibrate).values(), found, strict=True)
     }
-    evaluator: Any = Prepared(losses)
+    evaluator: Any = Asked(said)
     assert calibration_pays(evaluator, MEMBERS, SEARCH) is pays
 
 
 def test_calibration_does_not_pay_where_there_is_none() -> None:
-    evaluator: Any = Prepared({}, can_calibrate=False)
+    evaluator: Any = Asked({}, can_calibrate=False)
     assert not calibration_pays(evaluator, MEMBERS, SEARCH)
 
 
