@@ -66,20 +66,21 @@ def answers(log_probabilities: Tensor, labels: Tensor) -> Answers:
     return Answers(correct.cpu().numpy(), loss.where(finite, float("inf")).cpu().numpy())
 
 
-def tempered_loss(log_probabilities: Tensor, labels: Tensor) -> float:
-    """The lowest mean loss in nats over temperatures between 1/8 and 8 (Guo et al. 2017, arXiv 1706.04599).
+def tempered(log_probabilities: Tensor, labels: Tensor) -> Answers:
+    """The answers at the temperature between 1/8 and 8 with the lowest mean loss (Guo et al. 2017, arXiv 1706.04599).
 
-    It says what a network knows apart from how sure it is of it. Arguments as in `answers`; not finite: infinity.
+    Their loss says what a network knows apart from how sure it is of it. Arguments as in `answers`.
     """
     from scipy import optimize  # half a second of CPU
 
-    def loss(log_temperature: float) -> float:
-        return answers((log_probabilities / math.exp(log_temperature)).log_softmax(dim=1), labels).mean_loss
+    def at(log_temperature: float) -> Answers:
+        return answers((log_probabilities / math.exp(log_temperature)).log_softmax(dim=1), labels)
 
     if not log_probabilities.isfinite().all():
-        return math.inf
+        return answers(log_probabilities, labels)
     ends = (-math.log(8), math.log(8))
-    return float(optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 0.01}).fun)
+    best = optimize.minimize_scalar(lambda t: at(t).mean_loss, bounds=ends, method="bounded", options={"xatol": 0.01})
+    return at(float(best.x))
 
 
 def pool(*parts: Answers) -> Answers:

@@ -12,7 +12,7 @@ from typing import Final
 
 from hfmega import phases
 from hfmega.data.images import Split, stratified
-from hfmega.evaluation.answers import Answers, clearly_lower_loss
+from hfmega.evaluation.answers import Answers, clearly_lower_loss, tempered
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
 from hfmega.merging.controls import Tried, alone, best_source, judge
@@ -41,6 +41,10 @@ class Student:
     def judged(self, split: Split) -> Answers:
         """What it says of a split."""
         return judge(self.network, self.recipe, split)
+
+    def known(self, split: Split) -> Answers:
+        """The same at its best temperature: a lesson changes how sure a network is, and that alone is no gain."""
+        return tempered(self.network.predict(self.recipe, split), split.labels)
 
     @property
     def state(self) -> State:
@@ -74,9 +78,9 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     views = {"none": "", "flips": ", mirrored too", "flips and crops": ", mirrored and shifted"}[learned.views]
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
-    before = Network(job.spec, alone(job.spec, start), calibration=None)
-    on_confirm, on_test = (judge(before, Recipe((1.0,)), split) for split in (job.confirm, job.test))
-    stands = clearly_lower_loss(student.judged(job.confirm), on_confirm)
+    before = Student(Network(job.spec, alone(job.spec, start), calibration=None), Recipe((1.0,)), rate=0.0)
+    stands = clearly_lower_loss(student.known(job.confirm), before.known(job.confirm))
+    on_test = before.judged(job.test)
     shown = "better than its start" if stands else "not shown to be better than its start, which stands"
     output.say(f"last mile: {shown} ({len(job.confirm):,} confirm images)")
     controls = []
@@ -122,7 +126,7 @@ def lesson(job: Job, recipes: Sequence[Recipe], kept: Path) -> Lesson:
 
 
 def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -> Student:
-    """Train from a start at each rate; the student with the lowest mean loss on the confirm images is the answer."""
+    """Train from a start at each rate; the student that knows most of the confirm images is the answer."""
     assert job.confirm is not None
     students = []
     for rate in rates(job.settings.last):
@@ -131,7 +135,7 @@ def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -
         network = Network(job.spec, alone(job.spec, after), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         students += [Student(network, Recipe((1.0,), calibrate=way), rate) for way in ways]
-    return min(students, key=lambda student: student.judged(job.confirm).mean_loss)  # type: ignore[arg-type]
+    return min(students, key=lambda student: student.known(job.confirm).mean_loss)  # type: ignore[arg-type]
 
 
 def again(

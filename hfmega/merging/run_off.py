@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hfmega.data.images import Split
-from hfmega.evaluation.answers import Answers, clearly_lower_loss, pool, tempered_loss
+from hfmega.evaluation.answers import Answers, clearly_lower_loss, pool, tempered
 from hfmega.evaluation.evaluator import Evaluator
 from hfmega.report.lineage import Candidate
 from hfmega.search import Searcher
@@ -41,7 +41,7 @@ def calibration_pays(evaluator: Evaluator, members: Mapping[str, Recipe], split:
 
     def lowest(calibrate: bool) -> float:
         recipes = plain_recipes(members, calibrate).values()
-        return min(tempered_loss(evaluator.log_probabilities(recipe, split), split.labels) for recipe in recipes)
+        return min(tempered(evaluator.log_probabilities(recipe, split), split.labels).mean_loss for recipe in recipes)
 
     return lowest(True) < lowest(False)
 

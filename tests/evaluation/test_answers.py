@@ -12,7 +12,7 @@ from hfmega.evaluation.answers import (
     clearly_lower_loss,
     compare,
     pool,
-    tempered_loss,
+    tempered,
     wilson,
 )
 
@@ -145,6 +145,8 @@ def test_the_tempered_loss_is_what_a_network_knows_and_not_how_sure_it_is(margin
     logits = torch.tensor([margin] * 80 + [-margin] * 20)
     said = torch.stack([logits, torch.zeros(100)], dim=1).log_softmax(dim=1)
     labels = torch.zeros(100, dtype=torch.int64)
-    assert tempered_loss(said, labels) == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2), abs=1e-3)
-    assert tempered_loss(said, torch.eye(2)[labels]) == pytest.approx(tempered_loss(said, labels))
-    assert tempered_loss(torch.full((3, 2), torch.nan), labels[:3]) == np.inf
+    found = tempered(said, labels)
+    assert found.mean_loss == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2), abs=1e-3)
+    assert found.accuracy == pytest.approx(0.8)
+    assert tempered(said, torch.eye(2)[labels]).mean_loss == pytest.approx(found.mean_loss)
+    assert tempered(torch.full((3, 2), torch.nan), labels[:3]).mean_loss == np.inf
