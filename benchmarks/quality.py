@@ -482,17 +482,6 @@ def mile_rows(families: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
                    number(r.same_mile), number(r.self_taught), rest]  # fmt: skip
 
 
-def earlier_rows(rows: Sequence[dict[str, Any]], again: Sequence[str]) -> Iterator[list[str]]:
-    """Of families that were measured by an earlier version alone: the best source, the average and the default."""
-    yield ["family", "best source", "average", "mega", "best static method"]
-    for family in dict.fromkeys(row["family"] for row in rows if row["family"] not in again):
-        own = {row["method"]: row for row in rows if row["family"] == family}
-        best = own["mega"]["test"] - min(own["mega"]["over_source"], own["mega"]["over_calibrated"])
-        static = max((row for name, row in own.items() if name not in EVERY), key=lambda row: row["test"])
-        yield [family, f"{best:.4f}", f"{own['average']['test']:.4f}", f"{own['mega']['test']:.4f}",
-               f"{static['test']:.4f} ({static['method']})"]  # fmt: skip
-
-
 def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Path:
     """The page, its pictures, and the numbers behind them. families: name to its rows and what it had before."""
     folder: Path = arguments.output / "results"
@@ -501,7 +490,6 @@ def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
     kinds = list(dict.fromkeys(f["family"].kind for f in families.values()))
     for kind in kinds:
         draw([f for f in families.values() if f["family"].kind == kind], folder / picture(kind))
-    earlier = json.loads(arguments.earlier.read_text(encoding="utf-8")) if arguments.earlier else []
     static = [r for r in rows if r.method not in EVERY]
     text = card.render(
         "quality.md.jinja",
@@ -509,7 +497,6 @@ def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
         kinds={kind: picture(kind) for kind in kinds},
         fitness=fitness_rows(families),
         miles=list(mile_rows(families)),
-        earlier=list(earlier_rows(earlier, list(families))) if earlier else [],
         settings=SEARCH,
         images=IMAGES,
         calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + Ask('').calibration}]",
@@ -526,8 +513,6 @@ def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
         table = csv.DictWriter(file, [f.name for f in fields(Row)])
         table.writeheader()
         table.writerows(numbers)
-    if earlier:
-        (folder / "earlier.json").write_text(json.dumps(earlier, indent=2) + "\n", encoding="utf-8")
     return folder / "README.md"
 
 
@@ -546,7 +531,6 @@ def main() -> None:
     parser.add_argument("--last-lr", type=float, help="of every last mile")
     parser.add_argument("--partial", action="store_true", help="merge what there is of a family")
     parser.add_argument("--finished", action="store_true", help="only merges that are on disk")
-    parser.add_argument("--earlier", type=Path, help="quality.json of an earlier version: shown for what is not run")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
     output, found = Output(), dict[str, dict[str, Any]]()

@@ -14,8 +14,7 @@ QUALITY = Path(__file__).resolve().parents[2] / "cards" / "quality"
 
 def measured() -> dict[tuple[str, str], dict[str, float]]:
     """Family and row to its numbers."""
-    files = [QUALITY / name for name in ("earlier.json", "quality.json") if (QUALITY / name).exists()]
-    found = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    found = json.loads((QUALITY / "quality.json").read_text(encoding="utf-8"))
     return {(row["family"], row["method"]): row for row in found}
 
 
