@@ -46,6 +46,10 @@ class Student:
         """The same at its best temperature: a lesson changes how sure a network is, and that alone is no gain."""
         return tempered(self.network.predict(self.recipe, split), split.labels)
 
+    def knows_more_than(self, other: "Student", split: Split) -> bool:
+        """Whether its loss is clearly lower, each at its best temperature."""
+        return clearly_lower_loss(self.known(split), other.known(split))
+
     @property
     def state(self) -> State:
         """Its weights, with the statistics that it is judged with."""
@@ -79,7 +83,7 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
     before = Student(Network(job.spec, alone(job.spec, start), calibration=None), Recipe((1.0,)), rate=0.0)
-    stands = clearly_lower_loss(student.known(job.confirm), before.known(job.confirm))
+    stands = student.knows_more_than(before, job.confirm)
     on_test = before.judged(job.test)
     shown = "better than its start" if stands else "not shown to be better than its start, which stands"
     output.say(f"last mile: {shown} ({len(job.confirm):,} confirm images)")
