@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import Done, run
+from support.commands import Done, press_ctrl_c, run
 from support.hub import Fault, Hub
 
 TOKEN = "hf_ann"
@@ -107,9 +106,7 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_attaches(hub: Hub, machine: 
     def interrupt() -> None:
         while hub.count("GET", "/logs") == followed:
             time.sleep(0.01)
-        while not over.is_set():  # one that arrives in a callback of the interpreter is lost: a person presses again
-            os.kill(os.getpid(), signal.SIGINT)
-            over.wait(10)
+        press_ctrl_c(over)
 
     over = threading.Event()
     thread = threading.Thread(target=interrupt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import run
+from support.commands import press_ctrl_c, run
 from support.hub import Hub
 
 pytestmark = pytest.mark.system
@@ -79,13 +78,7 @@ def test_a_job_killed_in_the_middle_ends_where_a_local_run_ends(hub: Hub, tmp_pa
 
     before = hub.count("GET", "/logs")
     over = threading.Event()
-
-    def leave() -> None:
-        while not over.is_set():  # one that arrives in a callback of the interpreter is lost: a person presses again
-            os.kill(os.getpid(), signal.SIGINT)
-            over.wait(5)
-
-    leaver = when(lambda: hub.count("GET", "/logs") > before, leave)
+    leaver = when(lambda: hub.count("GET", "/logs") > before, lambda: press_ctrl_c(over))
     left = hfmega(*command)
     over.set()
     leaver.join()
