@@ -1,6 +1,7 @@
 """What several test files share: the images and the checkpoints that lie on disk, and two small trained sources."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ os.environ |= {
 
 from hfmega.data import cache
 from hfmega.data.dataset import Dataset, open_dataset
+
+# Tests press Ctrl-C, which a shell lets be ignored by what it starts in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", max_examples=300, derandomize=True)  # the same inputs everywhere
 settings.register_profile("fuzz", max_examples=10_000, derandomize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import Done, press_ctrl_c, run
+from support.commands import Done, run
 from support.hub import Fault, Hub
 
 TOKEN = "hf_ann"
@@ -106,13 +107,11 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_attaches(hub: Hub, machine: 
     def interrupt() -> None:
         while hub.count("GET", "/logs") == followed:
             time.sleep(0.01)
-        press_ctrl_c(over)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    over = threading.Event()
     thread = threading.Thread(target=interrupt)
     thread.start()
     left = machine(*MERGE)
-    over.set()
     thread.join()
     job = job_of(hub)
     assert left.code == 130

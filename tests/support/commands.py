@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -88,10 +85,3 @@ def run_all(
 ) -> list[Done]:
     """Several commands, one after another, in this process."""
     return [run(*command, cwd=cwd, environment=environment) for command in commands]
-
-
-def press_ctrl_c(over: threading.Event, seconds: float = 10) -> None:
-    """Interrupt this process until it is over: a signal that arrives in a callback of the interpreter is lost."""
-    while not over.is_set():
-        os.kill(os.getpid(), signal.SIGINT)
-        over.wait(seconds)
