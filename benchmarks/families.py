@@ -42,7 +42,7 @@ KINDS: Final = {
 STEPS: Final = {
     "independent": (("r8-101-24", "r8-101"), ("r8-101", "more-101")),
     "branches": (("branch-0", "more-branch-0"),),
-    "fine-tunes": (("eff-0-6", "eff-0"), ("eff-0", "more-eff-0-2"), ("eff-0", "more-eff-0")),
+    "fine-tunes": (("eff-0-6", "eff-0-22"), ("eff-0-22", "eff-0"), ("eff-0", "more-eff-0")),
 }  # a checkpoint, and what it is after more epochs
 DONE: Final = 0.003  # more epochs give less
 HELD_OUT: Final = 5_000
@@ -83,11 +83,11 @@ PLANS: Final = {
     "trunk": Plan(ALL, 16, 0.01, 201),
     **{f"branch-{k}": Plan(quarter(k), 12, 0.003, 210 + k, "trunk") for k in range(4)},
     **{f"eff-{k}-6": Plan(window(k), 6, 0.0005, 400 + k, "effnet-trunk", **EFFNET) for k in range(4)},
-    **{f"eff-{k}": Plan(window(k), 16, 0.0005, 410 + k, f"eff-{k}-6", **EFFNET) for k in range(4)},
+    **{f"eff-{k}-22": Plan(window(k), 16, 0.0005, 410 + k, f"eff-{k}-6", **EFFNET) for k in range(4)},
+    **{f"eff-{k}": Plan(window(k), 6, 0.0005, 303 + k, f"eff-{k}-22", **EFFNET) for k in range(4)},
     "more-101": Plan(ALL, 6, 0.003, 401, "r8-101"),
     "more-branch-0": Plan(quarter(0), 6, 0.003, 302, "branch-0"),
-    "more-eff-0-2": Plan(window(0), 2, 0.0005, 303, "eff-0", **EFFNET),
-    "more-eff-0": Plan(window(0), 6, 0.0005, 303, "eff-0", **EFFNET),
+    "more-eff-0": Plan(window(0), 6, 0.0005, 307, "eff-0", **EFFNET),
 }
 
 

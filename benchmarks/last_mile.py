@@ -18,10 +18,10 @@ from families import EVENLY, KINDS, given
 from torch import Tensor, nn
 
 from hfmega.data.images import Split, as_in_training, load_split
-from hfmega.evaluation.answers import Answers, compare, pool
+from hfmega.evaluation.answers import Answers, compare, pool, tempered
 from hfmega.evaluation.network import Network
 from hfmega.folder import write_atomically
-from hfmega.merging.controls import alone, best_source, judge
+from hfmega.merging.controls import alone, best_source, judge, judge_tempered
 from hfmega.merging.last_mile import weights_of
 from hfmega.merging.lesson import BATCH_SIZE, Lesson, Teacher, lesson_of
 from hfmega.merging.prepare import Job, prepare
@@ -87,7 +87,7 @@ CHOICES: Final[dict[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Row:
     """One choice on one family. Accuracies are on test; gain, low, high: over the start, paired; share: of the way from
-    the start to the ensemble. confirm_loss: what a choice would be made by.
+    the start to the ensemble. confirm_loss: what a choice would be made by, at the best temperature.
     """
 
     family: str
@@ -183,10 +183,10 @@ def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
 
 
 def labelled(job: Job, recipe: Recipe) -> Answers:
-    """What a recipe says of the search and confirm images."""
+    """What a recipe says of the search and confirm images, at its best temperature on each."""
     assert job.confirm is not None
-    (first,), (second,) = (job.evaluator.answers([recipe], split) for split in (job.search, job.confirm))
-    return pool(first, second)
+    said = ((job.evaluator.log_probabilities(recipe, split), split.labels) for split in (job.search, job.confirm))
+    return pool(*(tempered(answers, labels) for answers, labels in said))
 
 
 def measured(bench: Bench, name: str, choice: Choice) -> Row:
@@ -196,7 +196,7 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
     assert confirm is not None
     network, images = taught(bench, start, choice)
     ways = [Recipe((1.0,), calibrate=way) for way in ((False, True) if network.can_calibrate else (False,))]
-    recipe = min(ways, key=lambda way: judge(network, way, confirm).mean_loss)
+    recipe = min(ways, key=lambda way: judge_tempered(network, way, confirm).mean_loss)
     (before,) = job.evaluator.answers([bench.starts[start]], test)
     after, top = judge(network, recipe, test), ensemble(bench)
     found = compare(after, before)
@@ -205,7 +205,7 @@ def measured(bench: Bench, name: str, choice: Choice) -> Row:
         choice=name,
         start=start,
         images=images,
-        confirm_loss=judge(network, recipe, confirm).mean_loss,
+        confirm_loss=judge_tempered(network, recipe, confirm).mean_loss,
         test=after.accuracy,
         gain=found.gain,
         low=found.interval[0],

@@ -41,9 +41,7 @@ DEFAULT_ROW: Final = "mega"
 SEARCH: Final = replace(DEFAULT, population=8, generations=5)
 IMAGES: Final = 3000
 CALIBRATION_START: Final = 5000  # row of train: what lies before is held out
-# For the last mile: all images that sources were trained on, or where the network is large 7,500 from all quarters.
-UNLABELLED: Final = "train[5000:]"
-FEW_UNLABELLED: Final = "train[6000:7875]+train[17250:19125]+train[28500:30375]+train[39750:41625]"
+UNLABELLED: Final = "train[5000:]"  # for the last mile: all images that sources were trained on
 FAR: Final = 8.0  # points below the best source: what lies there is an arrow at the edge of the picture
 LEAST: Final = 0.003  # between best source and ensemble: below it there is no way to go a share of
 
@@ -116,7 +114,7 @@ class Branch:
 class Family:
     """Sources that are merged together. base: what they started from; tree: as for `hfmega merge`.
 
-    varied: whether the default is also tried with other settings; unlabelled, last_epochs: of a last mile.
+    varied: whether the default is also tried with other settings.
     """
 
     name: str
@@ -125,8 +123,6 @@ class Family:
     base: str | None = None
     tree: str = "pairs"
     varied: bool = False
-    unlabelled: str = UNLABELLED
-    last_epochs: int | None = None
 
 
 EIGHT: Final = tuple(f"resnet8-s{seed}" for seed in range(44, 52))
@@ -158,8 +154,6 @@ FAMILIES: Final = (
         ("effnet-ft1", "effnet-ft2", "effnet-ft4"),
         "effnet-trunk",
         tree="flat",
-        unlabelled=FEW_UNLABELLED,
-        last_epochs=2,
     ),
     Family("done-independent", "independent", KINDS["independent"]),
     Family("done-branches", "one trunk", KINDS["branches"], "trunk"),
@@ -169,8 +163,6 @@ FAMILIES: Final = (
         KINDS["fine-tunes"],
         "effnet-trunk",
         tree="flat",
-        unlabelled=FEW_UNLABELLED,
-        last_epochs=2,
     ),
 )
 
@@ -241,9 +233,9 @@ def asked(family: Family, method: str, places: dict[str, str], arguments: argpar
                 fitness_images=IMAGES,
                 calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + how.calibration}]",
                 confirm_share=how.confirm_share,
-                distill=family.unlabelled if "distill" in how.last else None,
+                distill=UNLABELLED if "distill" in how.last else None,
             ),
-            last=last_mile_of(how, family, arguments),
+            last=last_mile_of(how, arguments),
             tree=family.tree,  # type: ignore[arg-type]
             method=how.method,  # type: ignore[arg-type]
             base=base and places[base],
@@ -257,14 +249,12 @@ def asked(family: Family, method: str, places: dict[str, str], arguments: argpar
     ]
 
 
-def last_mile_of(how: Ask, family: Family, arguments: argparse.Namespace) -> LastMileSettings:
+def last_mile_of(how: Ask, arguments: argparse.Namespace) -> LastMileSettings:
     """What a row does after its search."""
     if not how.last:
         return LastMileSettings()
     lessons: dict[str, bool] = dict.fromkeys(how.last, True)
-    return LastMileSettings(
-        **lessons, epochs=arguments.last_epochs or family.last_epochs, learning_rate=arguments.last_lr
-    )
+    return LastMileSettings(**lessons, epochs=arguments.last_epochs, learning_rate=arguments.last_lr)
 
 
 def available(name: str, arguments: argparse.Namespace, output: Output) -> str:
@@ -500,7 +490,7 @@ def write(families: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
         settings=SEARCH,
         images=IMAGES,
         calibration=f"train[{CALIBRATION_START}:{CALIBRATION_START + Ask('').calibration}]",
-        unlabelled={UNLABELLED: "all but the held-out images", FEW_UNLABELLED: "7,500 images for the EfficientNets"},
+        unlabelled=UNLABELLED,
         searches=arguments.seeds,
         compared=len(static),
         lost=[r for r in static if not holds(r)],

@@ -1,5 +1,6 @@
 """What the best source gains alone from the images that a merge was chosen on: only the rest comes from the others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hfmega import phases
 from hfmega.data.images import Split
-from hfmega.evaluation.answers import Answers, answers
+from hfmega.evaluation.answers import Answers, answers, tempered
 from hfmega.evaluation.network import Network
 from hfmega.evaluation.processes import processes
 from hfmega.merging.prepare import Job
@@ -85,7 +86,7 @@ def search_alone(job: Job, name: str, best: Recipe, searches: int) -> Tried:
 def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> list[Tried]:
     """The best source after Adam on the search images: at each rate, calibrated again or not, or as it was.
 
-    The one with the lowest mean loss on the confirm images stands.
+    The one with the lowest mean loss on the confirm images stands, each at its best temperature.
     """
     epochs = min(EPOCHS, forward_passes // (len(LEARNING_RATES) * len(job.search)))
     if epochs == 0:
@@ -98,10 +99,14 @@ def fine_tuned(job: Job, first: Tried, best: Recipe, forward_passes: int) -> lis
         tried += [(network, Recipe((1.0,), calibrate=way)) for way in ways]
     if job.confirm:
         tried.append((Network(job.spec, alone(job.spec, start), calibration=None), Recipe((1.0,))))
-    judging = job.confirm or job.search
-    network, recipe = min(tried, key=lambda pair: judge(pair[0], pair[1], judging).mean_loss)
+    network, recipe = knows_most(tried, job.confirm or job.search)
     judged, cost = judge(network, recipe, job.test), len(LEARNING_RATES) * epochs * len(job.search)
     return [Tried(FINE_TUNING, first.source, first.start, judged, cost)]
+
+
+def knows_most(tried: Sequence[tuple[Network, Recipe]], split: Split) -> tuple[Network, Recipe]:
+    """The network, with or without statistics of its own, that has the lowest mean loss at its best temperature."""
+    return min(tried, key=lambda pair: judge_tempered(pair[0], pair[1], split).mean_loss)
 
 
 def fine_tune(job: Job, start: dict[str, Tensor], epochs: int, rate: float) -> dict[str, Tensor]:
@@ -141,3 +146,8 @@ def alone(spec: Spec, state: dict[str, Tensor]) -> Sources:
 def judge(network: Network, recipe: Recipe, split: Split) -> Answers:
     """What a recipe says of a split, in this process alone."""
     return answers(network.predict(recipe, split), split.labels)
+
+
+def judge_tempered(network: Network, recipe: Recipe, split: Split) -> Answers:
+    """The same at its best temperature: training changes how sure a network is, and that alone is no gain."""
+    return tempered(network.predict(recipe, split), split.labels)

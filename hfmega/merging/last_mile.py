@@ -12,10 +12,10 @@ from typing import Final
 
 from hfmega import phases
 from hfmega.data.images import Split, stratified
-from hfmega.evaluation.answers import Answers, clearly_lower_loss, tempered
+from hfmega.evaluation.answers import Answers, clearly_lower_loss
 from hfmega.evaluation.network import Network
 from hfmega.folder import WORK
-from hfmega.merging.controls import Tried, alone, best_source, judge
+from hfmega.merging.controls import Tried, alone, best_source, judge, judge_tempered
 from hfmega.merging.lesson import Lesson, State, Teacher, lesson_of, scheduled, symmetric, views_of
 from hfmega.merging.prepare import Job
 from hfmega.merging.run_off import Chosen
@@ -43,8 +43,8 @@ class Student:
         return judge(self.network, self.recipe, split)
 
     def known(self, split: Split) -> Answers:
-        """The same at its best temperature: a lesson changes how sure a network is, and that alone is no gain."""
-        return tempered(self.network.predict(self.recipe, split), split.labels)
+        """The same at its best temperature."""
+        return judge_tempered(self.network, self.recipe, split)
 
     def knows_more_than(self, other: "Student", split: Split) -> bool:
         """Whether its loss is clearly lower, each at its best temperature."""
@@ -90,8 +90,8 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     controls = []
     if best != chosen.recipe:
         first = taught(job, weights_of(job, best), learned, "best-source", output)
-        known = judge(job.evaluator.network, best, job.test)
-        controls.append(Tried(FROM_BEST_SOURCE, best_name, known.accuracy, first.judged(job.test), cost(job, learned)))
+        accuracy = judge(job.evaluator.network, best, job.test).accuracy
+        controls.append(Tried(FROM_BEST_SOURCE, best_name, accuracy, first.judged(job.test), cost(job, learned)))
     if job.settings.last.distill:
         own = lesson(job, [chosen.recipe], work / "self")
         itself = taught(job, start, own, "self", output)

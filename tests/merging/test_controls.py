@@ -2,11 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import run
+from support.sure import Sure, images
 
-from hfmega.merging.controls import FINE_TUNING, SEARCH_ALONE
+from hfmega.evaluation.answers import answers
+from hfmega.merging.controls import FINE_TUNING, SEARCH_ALONE, knows_most
+from hfmega.search.recipe import Recipe
+
+IMAGES = images("confirm")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,14 @@ def test_fine_tuning_undertrained_sources_gains_and_the_merge_is_not_credited_wi
     assert tuned["gain"] > 0.02
     assert tuned["accuracy"] > alone["accuracy"]
     assert tuned["remainder"] < 0
+
+
+def test_fine_tuning_is_judged_by_what_it_knows_and_not_by_how_sure_it_is() -> None:
+    recipe, tried = Recipe((1.0,)), [Sure(70, 0.8), Sure(80, 9.0), Sure(75, 1.0)]
+    pairs: Any = [(network, recipe) for network in tried]
+    losses = [answers(network.predict(recipe, IMAGES), IMAGES.labels).mean_loss for network in tried]
+    assert max(losses) == losses[1]
+    assert knows_most(pairs, IMAGES)[0] is tried[1]
 
 
 def test_without_the_flag_there_are_none(tiny_sources: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.commands import run as command
+from support.sure import Sure, images
 
 from hfmega.data.dataset import Dataset, rows_of
 from hfmega.data.images import Split, load_split
@@ -270,22 +271,10 @@ def test_images_are_shown_as_the_training_of_the_sources_did() -> None:
     assert views_of(flips=False, shifts=True) == "none"
 
 
-@dataclass
-class Sure:
-    """A network of two classes: so many of 100 answers are right, each with this margin between the logits."""
-
-    right: int
-    margin: float
-
-    def predict(self, _recipe: Recipe, _split: Split) -> torch.Tensor:
-        logits = torch.where(torch.arange(100) < self.right, self.margin, -self.margin)
-        return torch.stack([logits, torch.zeros(100)], dim=1).log_softmax(dim=1)
-
-
 @pytest.mark.parametrize(("right", "margin", "more"), [(80, 1.0, False), (70, 0.8, False), (95, 9.0, True)])
 def test_a_student_replaces_its_start_by_what_it_knows(right: int, margin: float, more: bool) -> None:
     """The start is right 80 times of 100 and too sure of it: one that is only less sure has a lower plain loss."""
-    split = Split("confirm", torch.zeros(100, 3, 1, 1, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64), "x")
+    split = images("confirm")
     network: Any = Sure(80, 9.0)
     start = last_mile.Student(network, Recipe((1.0,)), 0.0)
     taught: Any = Sure(right, margin)

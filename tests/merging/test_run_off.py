@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.sure import IMAGES, images, sure
 from torch import Tensor
 
 from hfmega.data.images import Split
@@ -19,19 +20,13 @@ from hfmega.merging.run_off import Chosen, calibration_pays, found_by, plain_rec
 from hfmega.search import Generation
 from hfmega.search.recipe import Recipe, centroid, source_alone, uniform_average
 
-IMAGES = 100
 AVERAGE, ANN, BOB = uniform_average(2), source_alone(0, 2), source_alone(1, 2)
 MEMBERS = {"ann": ANN, "bob": BOB}
 FOUND, OTHER, EARLIER = Recipe((0.8, 0.2)), Recipe((0.6, 0.4)), Recipe((0.3, 0.7))
 CENTROID = centroid([FOUND, OTHER])
 
 
-def split(name: str) -> Split:
-    """Images whose label is always the first of two classes."""
-    return Split(name, torch.zeros(IMAGES, 3, 1, 1, dtype=torch.uint8), torch.zeros(IMAGES, dtype=torch.int64), name)
-
-
-SEARCH, CONFIRM = split("search"), split("confirm")
+SEARCH, CONFIRM = images("search"), images("confirm")
 
 
 def log_probabilities(loss: float, spread: float = 0.02) -> Tensor:
@@ -193,12 +188,6 @@ def test_a_calibrated_run_off_has_the_sources_as_they_are_too() -> None:
     chosen = run(losses, best=calibrated(FOUND), population=(calibrated(FOUND), calibrated(OTHER)))
     assert (chosen.name, chosen.recipe) == ("ann, as it is", ANN)
     assert chosen.recipe.calibrate is False
-
-
-def sure(right: int, margin: float) -> Tensor:
-    """Two-class answers of which so many are right, each with this margin between its two logits."""
-    logits = torch.where(torch.arange(IMAGES) < right, margin, -margin)
-    return torch.stack([logits, torch.zeros(IMAGES)], dim=1).log_softmax(dim=1)
 
 
 @dataclass
