@@ -177,9 +177,12 @@ def epochs_of(name: str) -> int:
 
 
 def shown(names: Sequence[str]) -> list[str]:
-    """The checkpoints of the page, each after the one that it was trained from."""
-    starts = [PLANS[name].init for name in names]
-    return list(dict.fromkeys(n for pair in zip(starts, names, strict=True) for n in pair if n in PLANS))
+    """The checkpoints of the page, with all that they were trained from, in the order of PLANS."""
+    wanted = set(names)
+    for name in reversed(PLANS):  # a start is planned before what is trained from it
+        if name in wanted:
+            wanted |= {PLANS[name].init or name}
+    return [name for name in PLANS if name in wanted]
 
 
 def on_test(folder: str, dataset: str) -> Answers:
