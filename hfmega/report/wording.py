@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Gain, Kind, Lineage, Reference
+from hfmega.report.lineage import FROM_BEST_SOURCE, SELF_TAUGHT, Control, Gain, Kind, Lineage, Reference
 from hfmega.report.markdown import number, percent
 from hfmega.search.recipe import uniform_average
 from hfmega.settings import METHODS
@@ -236,16 +236,23 @@ def beside_last_mile(lineage: Lineage) -> str | None:
     if SELF_TAUGHT in known:
         one = known[SELF_TAUGHT]
         said.append(
-            f"Taught by itself instead of by all sources, {one.source} reaches {percent(one.accuracy)} "
-            f"({points(one.remainder, 1)} points come from the other sources)."
+            "Taught by its own answers instead of those of all sources, the same start reaches "
+            f"{percent(one.accuracy)}: {remainder(one, 'the other sources')}."
         )
     if FROM_BEST_SOURCE in known:
         one = known[FROM_BEST_SOURCE]
         said.append(
-            f"The same training from the best source, {one.source}, reaches {percent(one.accuracy)} "
-            f"({points(one.remainder, 1)} points come from the merge before it)."
+            f"The same training from the best source, {one.source}, reaches {percent(one.accuracy)}: "
+            f"{remainder(one, 'the merge before it')}."
         )
     return " ".join(said) or None
+
+
+def remainder(control: Control, what: str) -> str:
+    """What a merge has over a control, and what it owes that to."""
+    if control.remainder_interval[0] > 0:
+        return f"{points(control.remainder, 1)} points come from {what}"
+    return f"no gain from {what} is shown"
 
 
 def points(share: float, decimals: int = 2, sign: bool = True) -> str:

@@ -31,6 +31,8 @@ from hfmega.phases import duration
 from hfmega.report import card, figures, tree_figure, wording
 from hfmega.report.command import command
 from hfmega.report.lineage import (
+    FROM_BEST_SOURCE,
+    SELF_TAUGHT,
     Candidate,
     ClassEntry,
     Control,
@@ -273,6 +275,22 @@ def test_a_gain_is_credited_to_the_sources_only_where_it_is_shown(verdict: Any, 
     assert said.endswith(
         f"With the same images and budget, the fine-tuning of the best source reaches 76.1 %.{credit}"
     ), said
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "low", "said"),
+    [
+        (SELF_TAUGHT, 0.018, 0.012, "the same start reaches 76.1 %: +1.8 points come from the other sources."),
+        (SELF_TAUGHT, 0.002, -0.001, "the same start reaches 76.1 %: no gain from the other sources is shown."),
+        (FROM_BEST_SOURCE, 0.018, 0.012, "ann/a, reaches 76.1 %: +1.8 points come from the merge before it."),
+        (FROM_BEST_SOURCE, -0.001, -0.002, "ann/a, reaches 76.1 %: no gain from the merge before it is shown."),
+    ],
+)
+def test_what_stands_beside_a_last_mile_is_credited_only_where_it_is_shown(
+    name: str, left: float, low: float, said: str
+) -> None:
+    control = Control(name, "ann/a", 0.761, (0.75, 0.77), 0.76, 0.0, left, (low, 0.03), 0.1, 9)
+    assert wording.verdict(replace(lineage(), controls=(control,))).endswith(said)
 
 
 @pytest.mark.parametrize(
