@@ -165,7 +165,10 @@ def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
         arguments.output / "unused",
         dataset=arguments.dataset,
         splits=SplitRequest(
-            fitness="train[:5000]", fitness_images=IMAGES, calibration="train[5000:6000]", distill=EVENLY
+            fitness="train[:5000]",
+            fitness_images=IMAGES,
+            calibration="train[5000:6000]",
+            distill=arguments.unlabelled,
         ),
         last=LastMileSettings(distill=True),
     )
@@ -179,7 +182,12 @@ def bench_of(name: str, arguments: argparse.Namespace, output: Output) -> Bench:
     starts = {"best source": best_source(job)[1], "average": average}
     winner = min(starts, key=lambda start: labelled(job, starts[start]).mean_loss)
     plain = load_split(job.dataset, job.plan.calibration_rows, job.spec, "calibration")
-    return Bench(name, job, plain, winner, starts, arguments.output / "answers")
+    return Bench(titled(name, arguments), job, plain, winner, starts, arguments.output / "answers")
+
+
+def titled(family: str, arguments: argparse.Namespace) -> str:
+    """The name of a family on the page: one may be there again, with other images."""
+    return f"{family}, {arguments.called}" if arguments.called else family
 
 
 def labelled(job: Job, recipe: Recipe) -> Answers:
@@ -284,7 +292,9 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, nargs="*", default=[], help="folders with trained sources")
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--families", nargs="*", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--images", type=int, default=15_000, help="unlabelled images")
+    parser.add_argument("--unlabelled", default=EVENLY, help="slice of images that are taught without labels")
+    parser.add_argument("--images", type=int, default=15_000, help="of these, evenly")
+    parser.add_argument("--called", default="", help="what to add to the name of a family: it was run otherwise before")
     parser.add_argument("--epochs", type=float, default=BASELINE.epochs, help="of the baseline")
     parser.add_argument("--rate", type=float, default=BASELINE.rate, help="of the baseline")
     parser.add_argument("--choices", nargs="*", default=[], choices=list(CHOICES), help="only some of them")
@@ -299,11 +309,11 @@ def main() -> None:
     known, rows = content["families"], [Row(**row) for row in content["rows"]]
     for family in arguments.families:
         bench = bench_of(family, arguments, output)
-        known[family] = references(bench) | {"rate": arguments.rate, "epochs": arguments.epochs}
+        known[bench.family] = references(bench) | {"rate": arguments.rate, "epochs": arguments.epochs}
         for name, choice in wanted(bench, arguments).items():
-            if not any((row.family, row.choice) == (family, name) for row in rows):
+            if not any((row.family, row.choice) == (bench.family, name) for row in rows):
                 rows.append(measured(bench, name, choice))
-                output.say(f"{family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f})")
+                output.say(f"{bench.family}, {name}: {rows[-1].test:.4f} ({100 * rows[-1].gain:+.2f})")
                 write(folder, rows, known, arguments.note)
     write(folder, rows, known, arguments.note)
 

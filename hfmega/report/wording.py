@@ -224,7 +224,7 @@ def credit(lineage: Lineage) -> str | None:
     reached = ", the ".join(f"{c.name} reaches {percent(c.accuracy)}" for c in controls)
     left = f"With the same images and budget, the {reached}."
     if lineage.result.verdict == "better" and all(c.remainder > 0 for c in controls):
-        least = points(min(c.remainder for c in controls), 1)
+        least = points(min(lineage.result.gain, *(c.remainder for c in controls)), 1)
         left += f" At least {least} points come from the other sources."
     return " ".join(filter(None, [taught, left]))
 

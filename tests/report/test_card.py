@@ -263,6 +263,7 @@ def test_the_second_gain_is_over_plain_averaging() -> None:
     ("verdict", "left", "credit"),
     [
         ("better", 0.004, " At least +0.4 points come from the other sources."),
+        ("better", 0.026, " At least +1.6 points come from the other sources."),  # the gain, over another source
         ("better", -0.004, ""),
         ("no difference shown", 0.004, ""),
     ],

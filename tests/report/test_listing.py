@@ -32,7 +32,7 @@ def test_each_merge_is_a_row(below: Path) -> None:
     assert one["sources"] == [source["name"] for source in made["sources"]]
     assert (one["accuracy"], one["gain"]) == (made["result"]["accuracy"], made["result"]["gain"])
     assert (other["folder"], other["date"]) == ("deep/er", "2026-11-25T22:00:00+00:00")
-    assert "76.2 %" in done.stderr
+    assert f"{100 * one['accuracy']:.1f} %" in done.stderr
     assert "2026-11-25" in done.stderr
     assert ".cache" not in done.stdout + done.stderr
 
