@@ -90,7 +90,10 @@ def verify(source: str, dataset: str | None, places: Path | None, retrain: bool 
     network = Network(checkpoint.spec, rebuilt.sources, splits.get("calibration"))
     calibration = len(splits.get("calibration", ()))
     shown = len(merge.lineage.references) + 1
-    phases.plan({"statistics": calibration, "evaluation": shown * (len(splits["test"]) + calibration // 2)})
+    ahead = {"statistics": calibration, "evaluation": shown * (len(splits["test"]) + calibration // 2)}
+    if retrain and (mile := merge.lineage.last_mile) and mile.stands:
+        ahead["last mile"] = (phases.TRAINING + len(mile.teacher)) * mile.epochs * mile.images
+    phases.plan(ahead)
     yield attempt("statistics", lambda: same_statistics(merge, network))
     yield attempt("evaluation", lambda: same_accuracies(merge, Evaluator(network), splits["test"]))
     if retrain:
