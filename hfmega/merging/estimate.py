@@ -156,7 +156,8 @@ def last_mile_images(settings: MergeSettings, sources: int, rows: SplitPlan) -> 
     trainings = (2 if last.distill else 1) + 1  # from the merge, from the best source, taught by itself
     shown = trainings * len(rates(last)) * lesson * epochs_of(last.epochs, lesson)
     answered = (sources + 1) * lesson * epochs_of(last.epochs, lesson) if last.distill else 0
-    judged = trainings * len(rates(last)) * 2 * (size["confirm"] + size["calibration"]) + trainings * size["test"]
+    unseen = size["confirm"] + (0 if last.fine_tune else size["search"])
+    judged = trainings * len(rates(last)) * 2 * (unseen + size["calibration"]) + trainings * size["test"]
     return shown, answered + judged
 
 

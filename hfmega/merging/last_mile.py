@@ -2,13 +2,15 @@
 
 Two lessons, alone or together, in one loop with one loss: the answers of the sources' ensemble on unlabelled images
 (Hinton et al. 2015, arXiv 1503.02531, temperature 1), and the labels of the images that steered the search. What comes
-out replaces its start only if it wins on the confirm images, which neither lesson has seen.
+out replaces its start only if it wins on labelled images that it has not seen (`unseen`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+import torch
 
 from hfmega import phases
 from hfmega.data.images import Split, stratified
@@ -32,7 +34,7 @@ RATES: Final = (0.003, 0.0005)  # young networks need the first, fine-tuned ones
 
 @dataclass(frozen=True)
 class Student:
-    """A network after its lesson, at the rate, and with re-estimated statistics or not, that won on confirm."""
+    """A network after its lesson, at the rate, and with re-estimated statistics or not, that won on unseen images."""
 
     network: Network
     recipe: Recipe
@@ -76,17 +78,17 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
     teacher, (best_name, best) = teacher_of(job), best_source(job)
     if not job.evaluator.state.is_main_process:
         return None
-    assert job.confirm is not None
+    judging = unseen(job)
     work, start = job.settings.output / WORK, weights_of(job, chosen.recipe)
     learned = lesson(job, teacher, work / "teacher")
     views = {"none": "", "flips": ", mirrored too", "flips and crops": ", mirrored and shifted"}[learned.views]
     output.say(f"last mile: from {chosen.name}, on {len(learned.images):,} images{views}")
     student = taught(job, start, learned, "merge", output)
     before = Student(Network(job.spec, alone(job.spec, start), calibration=None), Recipe((1.0,)), rate=0.0)
-    stands = student.knows_more_than(before, job.confirm)
+    stands = student.knows_more_than(before, judging)
     on_test = before.judged(job.test)
     shown = "better than its start" if stands else "not shown to be better than its start, which stands"
-    output.say(f"last mile: {shown} ({len(job.confirm):,} confirm images)")
+    output.say(f"last mile: {shown} ({len(judging):,} labelled images that it has not seen)")
     controls = []
     if best != chosen.recipe:
         first = taught(job, weights_of(job, best), learned, "best-source", output)
@@ -98,6 +100,19 @@ def last_mile(job: Job, chosen: Chosen, output: Output) -> Mile | None:
         controls.append(Tried(SELF_TAUGHT, chosen.name, on_test.accuracy, itself.judged(job.test), cost(job, own)))
     record = recorded_mile(job, chosen, teacher, learned, student, on_test.accuracy, stands)
     return Mile(record, student.state if stands else None, tuple(controls))
+
+
+def unseen(job: Job) -> Split:
+    """The labelled images that no student is taught: those to confirm with, and without `--fine-tune` the search's too.
+
+    The latter may flatter a start that was searched on them, and no student.
+    """
+    assert job.confirm is not None
+    if job.settings.last.fine_tune:
+        return job.confirm
+    parts = (job.search, job.confirm)
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return replace(job.confirm, images=images, labels=labels, fingerprint=" ".join(p.fingerprint for p in parts))
 
 
 def weights_of(job: Job, recipe: Recipe) -> State:
@@ -130,16 +145,15 @@ def lesson(job: Job, recipes: Sequence[Recipe], kept: Path) -> Lesson:
 
 
 def taught(job: Job, start: State, learned: Lesson, name: str, output: Output) -> Student:
-    """Train from a start at each rate; the student that knows most of the confirm images is the answer."""
-    assert job.confirm is not None
-    students = []
+    """Train from a start at each rate; the student that knows most of the unseen images is the answer."""
+    students, judging = [], unseen(job)
     for rate in rates(job.settings.last):
         state = job.settings.output / WORK / f"last-mile-{name}-{rate}.pt"
         after = learned.teach(job.spec, start, scheduled_for(job, learned, rate), state, output)
         network = Network(job.spec, alone(job.spec, after), job.calibration)
         ways = (False, True) if network.can_calibrate else (False,)
         students += [Student(network, Recipe((1.0,), calibrate=way), rate) for way in ways]
-    return min(students, key=lambda student: student.known(job.confirm).mean_loss)  # type: ignore[arg-type]
+    return min(students, key=lambda student: student.known(judging).mean_loss)
 
 
 def again(
@@ -184,4 +198,5 @@ def recorded_mile(
         seed=schedule.seed,
         accuracy_of_start=accuracy,
         stands=stands,
+        judged=len(unseen(job)),
     )

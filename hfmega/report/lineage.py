@@ -116,7 +116,8 @@ class LastMile:
     """A short training after the merge. start: who won the run-off; its recipe is that of the lineage, start_sha256 the
     hash of its weights, accuracy_of_start that on test. teacher: the recipes of the ensemble, if there was one.
 
-    stands: whether the trained network replaced its start on the confirm images: then the folder holds its weights.
+    stands: whether the trained network replaced its start: then the folder holds its weights. judged: on so many
+    labelled images that it was not taught (0: on the confirm images).
     """
 
     distill: bool
@@ -134,6 +135,7 @@ class LastMile:
     stands: bool
     start_sha256: str = ""
     shifted: bool = False
+    judged: int = 0
 
 
 @dataclass(frozen=True)

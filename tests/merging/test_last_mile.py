@@ -1,4 +1,4 @@
-"""The last mile: taught by an ensemble or by labels, judged on confirm images, recorded, resumed. 12 seconds."""
+"""The last mile: taught by an ensemble or by labels, judged on what was not taught, recorded, resumed. 12 seconds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_what_the_ensemble_teaches_is_nearer_to_it_than_the_start(
     mile = made.last_mile
     assert mile is not None
     assert mile.stands
-    assert (mile.images, mile.epochs, mile.learning_rate) == (397, 30, 0.003)
+    assert (mile.images, mile.epochs, mile.learning_rate, mile.judged) == (397, 30, 0.003, 600)
     images = load_split(digits, rows_of(digits, "train[900:]"), found_spec(folder), "calibration")
     sources = [pull.pull(str(source)) for source in tiny_sources]
     states = [load_weights(source) for source in sources]
@@ -275,6 +275,15 @@ def test_images_are_shown_as_the_training_of_the_sources_did() -> None:
     assert views_of(flips=True, shifts=True) == "flips and crops"
     assert views_of(flips=True, shifts=False) == "flips"
     assert views_of(flips=False, shifts=True) == "none"
+
+
+@pytest.mark.parametrize(("fine_tune", "judged"), [(False, 200), (True, 100)])
+def test_a_student_is_judged_on_all_labelled_images_that_it_was_not_taught(fine_tune: bool, judged: int) -> None:
+    last = LastMileSettings(distill=True, fine_tune=fine_tune)
+    search, confirm = images("search"), replace(images("confirm"), labels=torch.ones(100, dtype=torch.int64))
+    job: Any = SimpleNamespace(search=search, confirm=confirm, settings=SimpleNamespace(last=last))
+    unseen = last_mile.unseen(job)
+    assert (len(unseen), len(unseen.images), int(unseen.labels.sum())) == (judged, judged, 100)
 
 
 @pytest.mark.parametrize(("right", "margin", "more"), [(80, 1.0, False), (70, 0.8, False), (95, 9.0, True)])
