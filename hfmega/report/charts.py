@@ -198,7 +198,8 @@ def node_lines(lineage: Lineage, node: NodeEntry) -> tuple[str, ...]:
         return (shortened(node.name, 20), f"{node.accuracy:.4f} on test")
     word = "kept" if lineage.held is not None else "result"
     low, high = lineage.result.interval
-    return (f"{word}: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}")
+    taught = wording.taught(lineage)
+    return (f"{word}: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}", *([taught] if taught else []))
 
 
 def weight_of(lineage: Lineage, member: str | int, node: NodeEntry) -> tuple[float | None, str]:

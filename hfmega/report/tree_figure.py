@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
+from hfmega.report import wording
 from hfmega.report.folding import pruned
 from hfmega.report.lineage import Lineage, NodeEntry, SourceEntry
 from hfmega.report.style import BOX, FAINT, LOOKS, RULE, WIDTH, fitted, in_lines, sheet, shortened, write
@@ -189,11 +190,13 @@ def draw_nodes(axes: Axes, lineage: Lineage, leaves: dict[str | int, Box], depth
 def merged_lines(lineage: Lineage) -> list[str]:
     """What the last box says."""
     low, high = lineage.result.interval
-    noise, calibrate = len(lineage.recipe.noise), lineage.recipe.calibrate
+    noise, taught = len(lineage.recipe.noise), wording.taught(lineage)
     word = "kept" if lineage.held is not None else "merged"
     lines = [f"{word}: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
     lines += [f"+ {noise} noise term{'s' if noise > 1 else ''}"] if noise else []
-    return lines + ([RE_ESTIMATED] if calibrate else [])
+    if taught:  # its statistics are those of the training
+        return [*lines, taught]
+    return lines + ([RE_ESTIMATED] if lineage.recipe.calibrate else [])
 
 
 def label_node(axes: Axes, box: Box, lines: Sequence[str], colour: str) -> None:

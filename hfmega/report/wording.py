@@ -68,6 +68,13 @@ def title(lineage: Lineage) -> str:
     return f"{lineage.architecture}, merged from {len(names)} checkpoints"
 
 
+def taught(lineage: Lineage) -> str | None:
+    """Who taught the result after the merge, if anybody did."""
+    if not lineage.trained or lineage.last_mile is None:
+        return None
+    return f"taught by {'the ensemble' if lineage.last_mile.distill else 'labels'}"
+
+
 def row_name(lineage: Lineage) -> str:
     """What the result is called in tables and figures."""
     if lineage.updates_bn:

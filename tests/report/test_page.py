@@ -14,8 +14,8 @@ from support.commands import run
 from support.places import ROOT
 from support.specs import spec
 
+from hfmega.report import charts, page, thumbnails, tree_figure
 from hfmega.report import lineage as lineages
-from hfmega.report import page, thumbnails
 from hfmega.report.thumbnails import Disagreement
 
 CARDS = sorted(path.parent for path in (ROOT / "cards").rglob("lineage.json"))
@@ -60,6 +60,16 @@ def of(folder: Path) -> lineages.Lineage:
 @pytest.fixture(scope="module")
 def distilled() -> lineages.Lineage:
     return of(ROOT / "cards" / "resnet8-distilled")
+
+
+def test_the_tree_says_who_taught_the_result(distilled: lineages.Lineage) -> None:
+    assert distilled.last_mile is not None
+    start_stands = replace(distilled, last_mile=replace(distilled.last_mile, stands=False))
+    by_labels = replace(distilled, last_mile=replace(distilled.last_mile, distill=False, fine_tune=True))
+    for made, said in ((distilled, "taught by the ensemble"), (by_labels, "taught by labels"), (start_stands, None)):
+        drawn, shown = tree_figure.merged_lines(made), charts.node_lines(made, made.nodes[-1])
+        assert [line for line in (*drawn, *shown) if "taught" in line] == ([said, said] if said else [])
+        assert ("BN re-estimated" in drawn) == (said is None)
 
 
 SPEC = spec(architecture="resnet8_cifar", num_classes=10)
