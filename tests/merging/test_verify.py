@@ -127,6 +127,14 @@ def test_a_reference_that_was_made_worse_is_found(folder: Path) -> None:
     assert list(found) == ["evaluation"]
 
 
+@pytest.mark.parametrize(("off", "near"), [(0.008, True), (0.02, False)])
+def test_a_mean_is_compared_on_the_spread_of_its_channel(off: float, near: bool) -> None:
+    """Means of a projection are near zero: what another number of threads changes in them is large only beside them."""
+    found = {"bn.running_mean": torch.tensor([0.0, 0.001]), "bn.running_var": torch.tensor([0.04, 4.0])}
+    recorded = found["bn.running_mean"] + off * found["bn.running_var"].sqrt()
+    assert verify.close(recorded, found["bn.running_mean"], verify.scale_of("bn.running_mean", found)) is near
+
+
 def test_statistics_that_no_image_gave_are_named(folder: Path) -> None:
     state, statistics = (load_file(folder / f"{name}.safetensors") for name in ("model", "statistics"))
     for tensors in (state, statistics):
