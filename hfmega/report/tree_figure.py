@@ -194,9 +194,9 @@ def merged_lines(lineage: Lineage) -> list[str]:
     word = "kept" if lineage.held is not None else "merged"
     lines = [f"{word}: {lineage.result.accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
     lines += [f"+ {noise} noise term{'s' if noise > 1 else ''}"] if noise else []
-    if taught:  # its statistics are those of the training
-        return [*lines, taught]
-    return lines + ([RE_ESTIMATED] if lineage.recipe.calibrate else [])
+    lines += [taught] if taught else []
+    re_estimated = lineage.last_mile.calibrated if taught and lineage.last_mile else lineage.recipe.calibrate
+    return lines + ([RE_ESTIMATED] if re_estimated else [])
 
 
 def label_node(axes: Axes, box: Box, lines: Sequence[str], colour: str) -> None:

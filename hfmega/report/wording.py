@@ -225,15 +225,15 @@ def compared(gain: Gain) -> str:
 def credit(lineage: Lineage) -> str | None:
     """What the best source alone reaches with the same budget, if there were controls, and what is left of a gain."""
     controls = [control for control in lineage.controls if control.name not in (FROM_BEST_SOURCE, SELF_TAUGHT)]
-    taught = beside_last_mile(lineage)
+    beside = beside_last_mile(lineage)
     if not controls:
-        return taught
+        return beside
     reached = ", the ".join(f"{c.name} reaches {percent(c.accuracy)}" for c in controls)
     left = f"With the same images and budget, the {reached}."
     if lineage.result.verdict == "better" and all(c.remainder > 0 for c in controls):
         least = points(min(lineage.result.gain, *(c.remainder for c in controls)), 1)
         left += f" At least {least} points come from the other sources."
-    return " ".join(filter(None, [taught, left]))
+    return " ".join(filter(None, [beside, left]))
 
 
 def beside_last_mile(lineage: Lineage) -> str | None:

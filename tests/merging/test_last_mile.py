@@ -286,6 +286,21 @@ def test_a_student_is_judged_on_all_labelled_images_that_it_was_not_taught(fine_
     assert (len(unseen), len(unseen.images), int(unseen.labels.sum())) == (judged, judged, 100)
 
 
+@pytest.mark.parametrize(("fine_tune", "judged"), [(False, 600), (True, 240)])
+def test_students_are_compared_on_nothing_but_those_images(
+    tiny_sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fine_tune: bool, judged: int
+) -> None:
+    sizes, judge = set[int](), last_mile.judge_tempered
+
+    def seen(network: Network, recipe: Recipe, split: Split) -> Any:
+        sizes.add(len(split))
+        return judge(network, recipe, split)
+
+    monkeypatch.setattr(last_mile, "judge_tempered", seen)
+    run(tiny_sources, tmp_path / "out", last=replace(DISTILL, epochs=1, fine_tune=fine_tune))
+    assert sizes == {judged}
+
+
 @pytest.mark.parametrize(("right", "margin", "more"), [(80, 1.0, False), (70, 0.8, False), (95, 9.0, True)])
 def test_a_student_replaces_its_start_by_what_it_knows(right: int, margin: float, more: bool) -> None:
     """The start is right 80 times of 100 and too sure of it: one that is only less sure has a lower plain loss."""
